@@ -1,0 +1,30 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer:
+#   make quickstart   a small Kosmos-2 learns, is measured, drawn and exported (about 15 minutes)
+#   make test         all tests
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+# What the constraints were recorded with; other Pythons resolve freely.
+CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
+
+.PHONY: quickstart test lint install clean
+
+quickstart: install
+	$(RUN) tools/quickstart.py --workdir runs/quickstart
+
+test: install lint
+	$(RUN) -m pytest
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[train,torch,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

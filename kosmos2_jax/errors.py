@@ -1,0 +1,29 @@
+"""Errors that a user can mend.
+
+Every one carries a single sentence that names the culprit and the mend. The command line
+prints that sentence and leaves with a non-zero status; a traceback appears only with `--debug`.
+"""
+
+
+class Kosmos2Error(ValueError):
+    """Base of all errors caused by what the user gave, not by a defect of this code."""
+
+
+class ImageError(Kosmos2Error):
+    """A picture that cannot be read or is too large."""
+
+
+class BoxError(Kosmos2Error):
+    """A box that is reversed, outside the picture or not a number."""
+
+
+class MarkupError(Kosmos2Error):
+    """Text that holds tags where none are allowed, or annotations that do not fit the text."""
+
+
+class CheckpointError(Kosmos2Error):
+    """A checkpoint that is missing, cut short, of an unknown kind or of another model."""
+
+
+class ConfigError(Kosmos2Error):
+    """An unknown, missing or contradictory setting."""
