@@ -1,0 +1,200 @@
+"""The Magneto (sub-LN) decoder (spec 1.4) with a functional key-value cache.
+
+Letters: B batch, L tokens, T cache slots, E hidden size, H heads, D size of a head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kosmos2_jax.config import SINUSOIDAL, XPOS, DecoderConfig
+from kosmos2_jax.models.attention import attend
+from kosmos2_jax.models.initializers import magneto_gain
+from kosmos2_jax.models.layers import Linear, gelu, layer_norm, run_layers
+from kosmos2_jax.models.positions import apply_xpos, sinusoidal_embedding
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer; keys are rotated already when positions are xPos."""
+
+    key: Float[Array, "B T H D"]
+    value: Float[Array, "B T H D"]
+
+
+# One LayerCache a layer, or, with scanned layers, one whose arrays have a leading layer axis.
+Cache = tuple[LayerCache, ...] | LayerCache
+
+
+def empty_cache(
+    config: DecoderConfig, batch: int, length: int, *, scan_layers: bool = False, dtype=jnp.float32
+) -> Cache:
+    """A cache of zeros for `batch` rows of up to `length` tokens."""
+    shape = (batch, length, config.num_heads, config.hidden_size // config.num_heads)
+    if scan_layers:
+        shape = (config.num_layers, *shape)
+        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return tuple(
+        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        for _ in range(config.num_layers)
+    )
+
+
+class Context(NamedTuple):
+    """What every layer of one call shares.
+
+    Attributes:
+      positions: 0-based index of each token in its example.
+      mask: True where a token may look: [B, L, L], or [B, L, T] with a cache.
+      slots: cache slot of each token; None without a cache.
+    """
+
+    positions: Int[Array, "B L"]
+    mask: Bool[Array, "B L K"]
+    slots: Int[Array, "B L"] | None
+
+
+class DecoderAttention(nn.Module):
+    """Self-attention with a LayerNorm before the output projection (`inner_attn_ln`)."""
+
+    config: DecoderConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L E"], cache: LayerCache | None, context: Context
+    ) -> tuple[Float[Array, "B L E"], LayerCache | None]:
+        config = self.config
+        gain = magneto_gain(config.num_layers)
+
+        def project(name: str, gain: float = 1.0) -> Float[Array, "B L H D"]:
+            y = Linear(
+                config.hidden_size, ("embed", "heads"), gain=gain, dtype=self.dtype, name=name
+            )(x)
+            return y.reshape(*y.shape[:2], config.num_heads, -1)
+
+        query, key, value = project("query"), project("key"), project("value", gain)
+        if config.position == XPOS:
+            query = apply_xpos(query, context.positions, is_key=False)
+            key = apply_xpos(key, context.positions, is_key=True)
+        if cache is not None:
+            rows = jnp.arange(x.shape[0])[:, None]
+            cache = LayerCache(
+                cache.key.at[rows, context.slots].set(key.astype(cache.key.dtype)),
+                cache.value.at[rows, context.slots].set(value.astype(cache.value.dtype)),
+            )
+            key, value = cache
+        mixed = attend(query, key, value, context.mask)
+        norm = layer_norm("inner_norm", "heads", config.layer_norm_epsilon, self.dtype)
+        out = Linear(
+            config.hidden_size, ("heads", "embed"), gain=gain, dtype=self.dtype, name="out"
+        )
+        return out(norm(mixed)), cache
+
+
+class DecoderMlp(nn.Module):
+    """Linear, exact GELU in float32, LayerNorm, linear (trap T-06, T-08)."""
+
+    config: DecoderConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
+        config = self.config
+        gain, axes = magneto_gain(config.num_layers), ("embed", "mlp")
+        hidden = Linear(config.mlp_dim, axes, gain=gain, dtype=self.dtype, name="up")(x)
+        hidden = gelu(hidden.astype(jnp.float32)).astype(self.dtype)
+        hidden = layer_norm("norm", "mlp", config.layer_norm_epsilon, self.dtype)(hidden)
+        return Linear(x.shape[-1], axes[::-1], gain=gain, dtype=self.dtype, name="down")(hidden)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each pre-normed and added to the residual stream."""
+
+    config: DecoderConfig
+    dtype: jnp.dtype
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L E"], cache: LayerCache | None, context: Context
+    ) -> tuple[Float[Array, "B L E"], LayerCache | None]:
+        epsilon = self.config.layer_norm_epsilon
+        dropout = nn.Dropout(self.config.dropout, deterministic=self.deterministic)
+        norm = layer_norm("attention_norm", "embed", epsilon, self.dtype)
+        attention = DecoderAttention(self.config, self.dtype, name="attention")
+        with jax.named_scope("attention"):
+            mixed, cache = attention(norm(x), cache, context)
+        x = x + dropout(mixed)
+        norm = layer_norm("mlp_norm", "embed", epsilon, self.dtype)
+        with jax.named_scope("mlp"):
+            x = x + dropout(DecoderMlp(self.config, self.dtype, name="mlp")(norm(x)))
+        return x, cache
+
+
+class Decoder(nn.Module):
+    """Token embedding, positions, layers, final norm and the tied head."""
+
+    config: DecoderConfig
+    scan_layers: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        config = self.config
+        # Initial values N(0, 1/E), the pad row (id 1) zero, as fairseq's Embedding.
+        normal = nn.initializers.normal(config.hidden_size**-0.5)
+        self.token_embedding = self.param(
+            "token_embedding",
+            nn.with_logical_partitioning(
+                lambda *args: normal(*args).at[1].set(0.0), ("vocab", "embed")
+            ),
+            (config.vocab_size, config.hidden_size),
+        )
+
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L E"]:
+        """Unscaled rows of the embedding table."""
+        return jnp.take(self.token_embedding, tokens, axis=0).astype(self.dtype)
+
+    @nn.compact
+    def __call__(
+        self,
+        embeddings: Float[Array, "B L E"],
+        context: Context,
+        cache: Cache | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B L E"], Cache | None]:
+        """Final hidden states and the updated cache.
+
+        Args:
+          embeddings: unscaled token or picture vectors; scaled by sqrt(E) here, pictures too
+            (trap T-03).
+          context: positions, mask and cache slots.
+          cache: keys and values of earlier tokens.
+          deterministic: no dropout.
+        """
+        config = self.config
+        x = embeddings * jnp.asarray(config.hidden_size**0.5, self.dtype)
+        if config.position == SINUSOIDAL:
+            positions = sinusoidal_embedding(context.positions, config.hidden_size)
+            x = x + positions.astype(self.dtype)
+        x = nn.Dropout(config.dropout, deterministic=deterministic)(x)
+        x, cache = run_layers(
+            lambda name: DecoderLayer(config, self.dtype, deterministic, name=name),
+            config.num_layers,
+            self.scan_layers,
+            x,
+            cache,
+            context,
+        )
+        x = layer_norm("final_norm", "embed", config.layer_norm_epsilon, self.dtype)(x)
+        return x, cache
+
+    def logits(self, hidden: Float[Array, "B L E"]) -> Float[Array, "B L V"]:
+        """Scores over the vocabulary, float32: the tied table, no bias, no scale (trap T-10)."""
+        table = self.token_embedding.astype(self.dtype)
+        return jnp.einsum("BLE,VE->BLV", hidden, table).astype(jnp.float32)

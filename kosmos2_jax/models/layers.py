@@ -1,0 +1,113 @@
+"""The small pieces every part shares: linear map, layer norm, and a stack of like layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, Float
+
+from kosmos2_jax.models.initializers import torch_linear
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias` with logical axis names on both parameters.
+
+    Attributes:
+      features: outputs.
+      axes: logical names of the kernel's (input, output) axes.
+      gain: factor of the initial values, bias included (Magneto's sub-LN gain).
+      kernel_init: replaces torch's default for the kernel.
+      bias_init: replaces torch's default for the bias.
+      dtype: of the product.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    gain: float = 1.0
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+        default = torch_linear(x.shape[-1], self.gain)
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(self.kernel_init or default, self.axes),
+            (x.shape[-1], self.features),
+        )
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(self.bias_init or default, self.axes[1:]),
+            (self.features,),
+        )
+        # One two-dimensional product: on CPU its gradient takes half the time of a batched one.
+        flat = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
+        return flat.reshape(*x.shape[:-1], self.features) + bias.astype(self.dtype)
+
+
+def layer_norm(name: str, axis: str, epsilon: float, dtype: Any) -> nn.LayerNorm:
+    """A LayerNorm with statistics in float32 (as apex' fused one) and a named axis."""
+    return nn.LayerNorm(
+        epsilon=epsilon,
+        dtype=dtype,
+        use_fast_variance=False,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, (axis,)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (axis,)),
+        name=name,
+    )
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The exact GELU, by erf as in torch; `jax.nn.gelu` takes erfc, four times as slow on CPU."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """CLIP's `x * sigmoid(1.702 x)`."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def run_layers(
+    make_layer: Callable[[str], nn.Module],
+    num_layers: int,
+    scan: bool,
+    x: Array,
+    cache: Any,
+    *shared: Any,
+) -> tuple[Array, Any]:
+    """Runs `num_layers` like layers, each `(x, cache, *shared) -> (x, cache)`.
+
+    Args:
+      make_layer: builds the layer of that name inside the calling module.
+      num_layers: how many.
+      scan: one traced layer over stacked parameters `layers` instead of `layers_0`, `layers_1`, …
+      x: input of the first layer.
+      cache: None, or the layers' caches: a tuple (unrolled), or one tree with a leading layer axis
+        (scanned).
+      *shared: given to every layer.
+
+    Returns:
+      The last layer's output and the new caches in the same form.
+    """
+    if not scan:
+        caches = []
+        for i in range(num_layers):
+            x, new = make_layer(f"layers_{i}")(x, None if cache is None else cache[i], *shared)
+            caches.append(new)
+        return x, None if cache is None else tuple(caches)
+    body = nn.scan(
+        lambda layer, carry, c, *rest: layer(carry, c, *rest),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0,) + (nn.broadcast,) * len(shared),
+        length=num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return body(make_layer("layers"), x, cache, *shared)
