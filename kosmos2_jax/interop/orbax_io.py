@@ -1,0 +1,147 @@
+"""Our own checkpoint folder: `kosmos2.json`, `tokenizer/` and Orbax arrays in `params/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kosmos2_jax.config import Kosmos2Config
+from kosmos2_jax.errors import CheckpointError, ConfigError
+from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
+from kosmos2_jax.interop.checkpoint import (
+    REFERENCE_GENERATION,
+    Checkpoint,
+    Source,
+    check_vocabulary,
+)
+from kosmos2_jax.interop.files import KOSMOS2_JSON, new_folder, read_json, write_json
+from kosmos2_jax.interop.layout import check_params, check_shapes, flatten, nest
+from kosmos2_jax.interop.tokenizer_files import find_vocabulary, write_sentencepiece
+
+FORMAT = 1
+_PARAMS, _TOKENIZER = "params", "tokenizer"
+# What Orbax and TensorStore raise for arrays that are missing or damaged.
+_DAMAGE = (OSError, ValueError, KeyError, RuntimeError)
+
+
+def save_folder(
+    folder: Path,
+    params: Mapping[str, Any],
+    config: Kosmos2Config,
+    vocabulary: Kosmos2Vocabulary | None,
+    generation: Mapping[str, int] = REFERENCE_GENERATION,
+    source: Source | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes our folder; the only format that holds every kind of position.
+
+    Args:
+      folder: to create; see `files.new_folder`.
+      params: our parameter tree, nested or flat, NumPy or JAX arrays, scanned or not; stored
+        with one subtree per layer.
+      config: the architecture.
+      vocabulary: None writes no tokenizer.
+      generation: `no_repeat_ngram_size`.
+      source: leftovers of the foreign file the model came from.
+      overwrite: replace a checkpoint at `folder`.
+
+    Raises:
+      CheckpointError: parameters or a vocabulary that do not fit `config`, or a folder that may
+        not be written.
+    """
+    import orbax.checkpoint as ocp
+
+    check_vocabulary(vocabulary, config, str(folder))
+    tree = nest(check_params(params, config))
+    description = {
+        "format": FORMAT,
+        "config": config.to_dict(),
+        "generation": dict(generation),
+        "source": (source or Source()).to_dict(),
+    }
+    with new_folder(folder, overwrite) as partial:
+        write_json(partial / KOSMOS2_JSON, description)
+        if vocabulary is not None:
+            (partial / _TOKENIZER).mkdir()
+            write_sentencepiece(partial / _TOKENIZER, vocabulary)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial.resolve() / _PARAMS, tree)
+
+
+def read_folder(
+    folder: Path, tokenizer: Path | None = None, shardings: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """Reads our folder.
+
+    Args:
+      folder: written by `save_folder`.
+      tokenizer: folder or model file to use instead of the folder's own.
+      shardings: a tree of `jax.sharding.Sharding` like the (unscanned) parameters; arrays are
+        then restored straight into them. Without it they are NumPy arrays.
+
+    Raises:
+      CheckpointError: damaged or missing files, or parameters that do not fit their config.
+    """
+    description = read_json(folder / KOSMOS2_JSON)
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / KOSMOS2_JSON} has format {description.get('format')!r}; this version "
+            f"reads format {FORMAT}"
+        )
+    try:
+        config = Kosmos2Config.from_dict(description["config"])
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / KOSMOS2_JSON}: its config is damaged ({error})") from None
+    vocabulary = find_vocabulary(folder / _TOKENIZER, config.decoder.vocab_size, tokenizer)
+    if vocabulary is not None and vocabulary.grid_size != config.grid_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer asks for a grid of {vocabulary.grid_size}, the config says "
+            f"{config.grid_size}"
+        )
+    return Checkpoint(
+        config=config,
+        params=_restore(folder, config, shardings),
+        vocabulary=vocabulary,
+        generation=dict(description.get("generation", REFERENCE_GENERATION)),
+        source=Source.from_dict(description.get("source", {})),
+    )
+
+
+def _restore(
+    folder: Path, config: Kosmos2Config, shardings: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    path = folder.resolve() / _PARAMS
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is missing")
+    by_path = None if shardings is None else flatten(shardings)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            metadata = checkpointer.metadata(path).item_metadata
+        except _DAMAGE as error:
+            raise _damaged(path, error) from error
+        if metadata is None:
+            raise CheckpointError(f"{path} is cut short or damaged: it does not say what it holds")
+        found = flatten(metadata.tree)
+        check_shapes({name: leaf.shape for name, leaf in found.items()}, config, str(path))
+        arguments = {name: _argument(ocp, by_path, name) for name in found}
+        try:
+            return checkpointer.restore(path, restore_args=nest(arguments))
+        except _DAMAGE as error:
+            raise _damaged(path, error) from error
+
+
+def _argument(ocp: Any, shardings: Mapping[str, Any] | None, name: str) -> Any:
+    if shardings is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32)
+    return ocp.ArrayRestoreArgs(sharding=shardings[name], dtype=np.float32)
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return CheckpointError(f"{path} is cut short or damaged ({type(error).__name__}: {reason})")
