@@ -1,0 +1,1 @@
+"""Scores as pure functions of strings, boxes and numbers; sheets and reports to look at."""
