@@ -1,0 +1,59 @@
+"""easy-vqa as records: simple questions about pictures of one shape, with a test split."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import easy_vqa
+import numpy as np
+
+from kosmos2_jax.data.records import Record
+from kosmos2_jax.vision.preprocessing import load_image, square_pixels
+
+SPLITS = ("train", "test")
+
+Pair = tuple[str, str]  # question, answer
+
+
+@functools.cache
+def question_records(split: str, per_record: int) -> list[tuple[str, list[Pair]]]:
+    """(picture file, some of its questions with answers), in an order without order.
+
+    Args:
+      split: "train" or "test".
+      per_record: questions of a record; the last of a picture may have fewer.
+    """
+    questions, paths = {
+        "train": (easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
+        "test": (easy_vqa.get_test_questions, easy_vqa.get_test_image_paths),
+    }[split]
+    files = paths()
+    by_picture: dict[int, list[Pair]] = {}
+    for question, answer, picture in zip(*questions(), strict=True):
+        by_picture.setdefault(picture, []).append((question, answer))
+    rng = np.random.default_rng(0)
+    found = []
+    for picture, pairs in sorted(by_picture.items()):
+        rng.shuffle(pairs)
+        for start in range(0, len(pairs), per_record):
+            found.append((files[picture], pairs[start : start + per_record]))
+    return [found[i] for i in rng.permutation(len(found))]
+
+
+def easy_vqa_record(index: int, split: str, per_record: int, image_size: int) -> Record:
+    """Record `index` of `question_records` with its picture."""
+    file, pairs = question_records(split, per_record)[index]
+    return Record(_pixels(file, image_size), {"pairs": pairs})
+
+
+@functools.cache  # several records share a picture; all of them take 60 MB
+def _pixels(file: str, image_size: int) -> np.ndarray:
+    return square_pixels(load_image(file), image_size)
+
+
+def sentences() -> Iterator[str]:
+    """Training questions with answers, as text for a tokenizer."""
+    for _, pairs in question_records("train", 1):
+        for question, answer in pairs:
+            yield f"Question: {question} Answer: {answer}"

@@ -1,0 +1,1 @@
+"""Registrations of data with seqio, one file for each source."""

@@ -1,0 +1,186 @@
+"""seqio tasks over drawn scenes: captions, referring expressions and phrase grounding."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seqio
+
+from kosmos2_jax.data import examples, features, preprocessing, records
+from kosmos2_jax.data.preprocessing import ModelInputs, truth_of
+from kosmos2_jax.data.scene_records import SceneAnnotation, scene_record
+from kosmos2_jax.data.scenes import SPLITS, SceneConfig
+from kosmos2_jax.evaluation import metrics
+from kosmos2_jax.grounding import markup, prompts
+from kosmos2_jax.grounding.boxes import Box
+
+CAPTION = "quickstart_scenes_caption"
+REFERRING = "quickstart_scenes_referring"
+REC = "quickstart_scenes_rec"
+GROUNDING = "quickstart_scenes_grounding"
+
+
+def write_scenes(
+    data_dir: Path,
+    split: str,
+    count: int,
+    seed: int,
+    config: SceneConfig | None = None,
+    *,
+    processes: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> bool:
+    """Draws scenes into `data_dir/scenes` unless they are there already; see `write_records`."""
+    config = config or SceneConfig()
+    return records.write_records(
+        Path(data_dir) / "scenes",
+        split,
+        count,
+        functools.partial(scene_record, split=split, seed=seed, config=config),
+        {"seed": seed, "config": dataclasses.asdict(config)},
+        processes=processes,
+        progress=progress,
+    )
+
+
+def register(data_dir: Path, inputs: ModelInputs) -> tuple[str, ...]:
+    """Adds the tasks over `data_dir/scenes` to seqio, in place of any of the same names.
+
+    Args:
+      data_dir: where `write_scenes` wrote; files need not be there yet.
+      inputs: what of the model the data must know.
+
+    Returns:
+      The names of the tasks.
+    """
+    source = preprocessing.record_source(Path(data_dir) / "scenes", SPLITS)
+    grid_size = inputs.vocabulary.grid_size
+    tasks: dict[str, tuple[preprocessing.Build, dict[str, Any]]] = {
+        CAPTION: (_build_caption, {}),
+        REFERRING: (_build_referring, {}),
+        REC: (
+            _build_rec,
+            {"postprocess_fn": _boxes_of_phrase(grid_size), "metric_fns": [rec_accuracy]},
+        ),
+        GROUNDING: (
+            _build_grounding,
+            {"postprocess_fn": _boxes_of_phrase(grid_size), "metric_fns": [grounding_recall]},
+        ),
+    }
+    for name, (build, evaluation) in tasks.items():
+        if name in seqio.TaskRegistry.names():
+            seqio.TaskRegistry.remove(name)
+        seqio.TaskRegistry.add(
+            name,
+            source=source,
+            preprocessors=[preprocessing.encode_records(build, inputs)],
+            output_features=features.output_features(inputs.vocabulary),
+            # Records are in random order already, and the buffer travels with checkpoints.
+            shuffle_buffer_size=64,
+            **evaluation,
+        )
+    return tuple(tasks)
+
+
+def _build_caption(
+    pixels: np.ndarray, annotation: Mapping[str, Any]
+) -> tuple[examples.Example, dict[str, Any]]:
+    caption = SceneAnnotation.from_dict(annotation).caption
+    return examples.caption_example(pixels, caption), {}
+
+
+def _build_referring(
+    pixels: np.ndarray, annotation: Mapping[str, Any]
+) -> tuple[examples.Example, dict[str, Any]]:
+    """All expressions of a scene in a row, for training."""
+    referring = SceneAnnotation.from_dict(annotation).referring
+    return examples.referring_example(pixels, [(r.text, (r.box,)) for r in referring]), {}
+
+
+def _build_rec(
+    pixels: np.ndarray, annotation: Mapping[str, Any]
+) -> tuple[examples.Example, dict[str, Any]]:
+    """One expression of a scene, as in the evaluation of RefCOCO (spec section 5.3)."""
+    first = SceneAnnotation.from_dict(annotation).referring[0]
+    truth = _truth(first.text, (first.box,), first.held_out)
+    return examples.referring_example(pixels, [(first.text, (first.box,))]), truth
+
+
+def _build_grounding(
+    pixels: np.ndarray, annotation: Mapping[str, Any]
+) -> tuple[examples.Example, dict[str, Any]]:
+    """One phrase of the caption after the words before it (spec section 5.2)."""
+    scene = SceneAnnotation.from_dict(annotation)
+    span = scene.caption.spans[scene.phrase]
+    truth = _truth(span.text, span.boxes, scene.phrase_held_out)
+    return examples.grounding_example(pixels, scene.caption, scene.phrase), truth
+
+
+def _truth(phrase: str, boxes: Sequence[Box], held_out: bool) -> dict[str, Any]:
+    return {"phrase": phrase, "boxes": [list(box) for box in boxes], "held_out": held_out}
+
+
+def _boxes_of_phrase(grid_size: int) -> Callable[..., Any]:
+    """Makes the postprocessor of tasks that ask for the boxes of a phrase.
+
+    The model's words are read behind the phrase that was asked for. Boxes count if their phrase
+    is that one by its text (spec sections 5.2 and 5.3).
+    """
+
+    def postprocess(
+        output: str, example: Mapping[str, Any], is_target: bool
+    ) -> dict[str, Any] | list[Box]:
+        truth = truth_of(example)
+        if is_target:
+            return {**truth, "boxes": [Box(*box) for box in truth["boxes"]]}
+        said = markup.parse(prompts.ground(truth["phrase"]) + output, grid_size)
+        return metrics.phrase_boxes(said, truth["phrase"])
+
+    return postprocess
+
+
+def rec_accuracy(targets: list[dict[str, Any]], predictions: list[list[Box]]) -> dict[str, float]:
+    """Share of first boxes with IoU of at least 0.5, for all and by what training has shown."""
+
+    def measure(chosen: list[int]) -> dict[str, float]:
+        truth = [targets[i]["boxes"][0] for i in chosen]
+        firsts = [predictions[i][0] if predictions[i] else None for i in chosen]
+        return {"rec_accuracy": metrics.rec_accuracy(truth, firsts)}
+
+    return _by_novelty(targets, measure)
+
+
+def grounding_recall(
+    targets: list[dict[str, Any]], predictions: list[list[Box]]
+) -> dict[str, float]:
+    """R@1, R@5 and R@10 by the any-box rule, for all and by what training has shown."""
+
+    def measure(chosen: list[int]) -> dict[str, float]:
+        recall = metrics.recall_at_k(
+            [targets[i]["boxes"] for i in chosen], [predictions[i] for i in chosen]
+        )
+        return {f"phrase_grounding_{key}": value for key, value in recall.items()}
+
+    return _by_novelty(targets, measure)
+
+
+def _by_novelty(
+    targets: list[dict[str, Any]], measure: Callable[[list[int]], dict[str, float]]
+) -> dict[str, float]:
+    """The measure over all, and over the objects of seen and of held-out combinations."""
+    groups = {
+        "": list(range(len(targets))),
+        "_seen": [i for i, target in enumerate(targets) if not target["held_out"]],
+        "_held_out": [i for i, target in enumerate(targets) if target["held_out"]],
+    }
+    return {
+        name + suffix: value
+        for suffix, chosen in groups.items()
+        if chosen
+        for name, value in measure(chosen).items()
+    }
