@@ -33,9 +33,6 @@ class VisionConfig:
     num_heads: int = 16
     mlp_dim: int = 4096
     layer_norm_epsilon: float = 1e-5  # torch's default; Flax's is 1e-6
-    # "clip": normal rows as OpenAI's CLIP; "sincos": rows start as 2-D sines and cosines, which
-    # lets a model without pretrained vision find places in few steps.
-    position_init: str = "clip"
 
     @property
     def grid(self) -> int:
@@ -135,7 +132,9 @@ def build_dataclass(cls: type, values: Mapping[str, Any], where: str = "") -> An
     for key, value in values.items():
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {where}{near[0]!s}?" if near else f"; known: {', '.join(fields)}"
+            hint = (
+                f"; did you mean {where}{near[0]!s}?" if near else f"; known: {', '.join(fields)}"
+            )
             raise ConfigError(f"unknown setting {where}{key}{hint}")
         if dataclasses.is_dataclass(defaults[key]) and isinstance(value, Mapping):
             value = build_dataclass(type(defaults[key]), value, f"{where}{key}.")
@@ -161,10 +160,6 @@ def _check_config(config: Kosmos2Config) -> None:
     if decoder.position not in (SINUSOIDAL, XPOS):
         raise ConfigError(
             f"decoder.position is {decoder.position!r}; it must be {SINUSOIDAL!r} or {XPOS!r}"
-        )
-    if vision.position_init not in ("clip", "sincos"):
-        raise ConfigError(
-            f"vision.position_init is {vision.position_init!r}; it must be 'clip' or 'sincos'"
         )
     if decoder.hidden_size % 2 or (decoder.hidden_size // decoder.num_heads) % 2:
         raise ConfigError("decoder.hidden_size and the size of a head must be even")

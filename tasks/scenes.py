@@ -99,7 +99,9 @@ def _build_referring(
 ) -> tuple[examples.Example, dict[str, Any]]:
     """All expressions of a scene in a row, for training."""
     referring = SceneAnnotation.from_dict(annotation).referring
-    return examples.referring_example(pixels, [(r.text, (r.box,)) for r in referring]), {}
+    expressions = [(r.text, (r.box,)) for r in referring]
+    # Saying what there is teaches a small model to see it; boxes alone teach it much later.
+    return examples.referring_example(pixels, expressions, learn_words=True), {}
 
 
 def _build_rec(

@@ -62,21 +62,26 @@ def caption_example(pixels: np.ndarray, caption: GroundedText) -> Example:
 
 
 def referring_example(
-    pixels: np.ndarray, expressions: Sequence[tuple[str, tuple[Box, ...]]]
+    pixels: np.ndarray,
+    expressions: Sequence[tuple[str, tuple[Box, ...]]],
+    *,
+    learn_words: bool = False,
 ) -> Example:
     """`<grounding><phrase> the red star</phrase><object>...</object>`, and so on for each.
 
     One expression is the prompt of referring expression comprehension (spec section 5.3);
-    several in a row teach as much for the price of one picture. Only boxes are learnt.
+    several in a row teach as much for the price of one picture.
 
     Args:
       pixels: uint8 [S, S, 3].
       expressions: text and boxes of each.
+      learn_words: whether the expressions are learnt too, as captions are, or boxes alone.
     """
     parts: list[Picture | Text | Boxes] = [Picture(pixels)]
     for i, (expression, boxes) in enumerate(expressions):
         prompt = prompts.ground(expression)
-        parts.append(Text(prompt if i == 0 else prompt.removeprefix(tags.GROUNDING), False))
+        prompt = prompt if i == 0 else prompt.removeprefix(tags.GROUNDING)
+        parts.append(Text(prompt, learn_words))
         parts.append(Boxes(boxes))
     return Example(tuple(parts))
 

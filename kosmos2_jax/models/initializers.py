@@ -6,10 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.nn.initializers import Initializer
-
-from kosmos2_jax.models.positions import sincos_grid
 
 
 def uniform(bound: float) -> Initializer:
@@ -34,22 +31,3 @@ def xavier_uniform(fan_in: int, fan_out: int, gain: float = 1.0) -> Initializer:
 def magneto_gain(num_layers: int) -> float:
     """Factor of value, output and feed-forward weights and biases: sqrt(ln 2N) (Magneto, 2.3)."""
     return math.sqrt(math.log(2 * num_layers))
-
-
-def vision_positions(kind: str, grid: int) -> Initializer:
-    """Position table of the vision tower, [1 + grid*grid, D], class row first.
-
-    Args:
-      kind: "clip" for N(0, 1/D) as open_clip; "sincos" for 2-D sines and cosines.
-      grid: patches a side.
-    """
-
-    def clip(key, shape, dtype=jnp.float32):
-        return jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5
-
-    def sincos(key, shape, dtype=jnp.float32):
-        del key
-        table = np.concatenate([np.zeros((1, shape[-1])), sincos_grid(grid, shape[-1])])
-        return jnp.asarray(table, dtype)
-
-    return {"clip": clip, "sincos": sincos}[kind]

@@ -44,9 +44,7 @@ class Kosmos2(nn.Module):
         )
         self.decoder = Decoder(config.decoder, config.scan_layers, dtype)
 
-    def encode_images(
-        self, images: Array, *, deterministic: bool = True
-    ) -> Float[Array, "B P E"]:
+    def encode_images(self, images: Array, *, deterministic: bool = True) -> Float[Array, "B P E"]:
         """Soft tokens of every picture of a row, in order.
 
         Args:

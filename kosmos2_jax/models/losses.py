@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def token_losses(
-    logits: Float[Array, "B L V"], targets: Int[Array, "B L"]
-) -> Float[Array, "B L"]:
+def token_losses(logits: Float[Array, "B L V"], targets: Int[Array, "B L"]) -> Float[Array, "B L"]:
     """Negative log-likelihood of each target, float32, in nats."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

@@ -2,9 +2,9 @@
 
 With the reference's values the resampler attends to its own latents first, since the vision
 tower's states have length 1 and the latents a length of sqrt(E): from nothing, on a small machine,
-that stalls. Here each latent starts out looking at one place of the picture. Nothing else about
-the model changes, and everything stays trainable. This is this project's own choice; whoever
-starts from pretrained vision does not need it.
+that stalls. Here each latent starts out looking at one place of the picture. The model is the
+same, and everything stays trainable. This is this project's own choice; whoever starts from
+pretrained vision does not need it.
 """
 
 from __future__ import annotations
@@ -15,27 +15,66 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import ConfigError
-from kosmos2_jax.models.positions import sincos_grid
 
-_POSITION_SCALE = 3.0  # places must outweigh contents in the tower's first states
-_LATENT_SCALE = 0.3  # small, so that no latent attends to latents
-_SHARPNESS = 8.0  # of the first attention map
+_CONTENT_SCALE = 3.0  # of the patch embedding: contents must outweigh places in what is read
+_LATENT_LENGTH = 0.02  # short, so that no latent is attended to
+_SHARPEST = 12.0  # spread of the first attention scores; more would hardly let it move again
 
 
-def place_latents(params: dict[str, Any], config: Kosmos2Config, key: jax.Array) -> dict[str, Any]:
-    """A copy of fresh parameters in which latent (row, column) attends to its part of the picture.
+def place_vision(params: dict[str, Any], config: Kosmos2Config) -> dict[str, Any]:
+    """A copy of fresh parameters whose vision tower can tell places apart from the first step.
 
-    Sets the vision tower's position table to scaled 2-D sines and cosines, the connector's
-    projection to N(0, 1), the latents to the projected position vectors of a grid of places, and
-    the query map to a multiple of the key map, so that like attends to like.
+    Half of the channels begin as places, the other half as contents.
+
+    Args:
+      params: unboxed parameters.
+      config: architecture.
+    """
+    grid, width = config.vision.grid, config.vision.hidden_size
+    vision = dict(params["vision"])
+    vision["position_embedding"] = jnp.asarray(np.pad(place_codes(grid, width), ((1, 0), (0, 0))))
+    is_content = jnp.arange(width) < width // 2
+    kernel = vision["patch_embedding"]["kernel"]
+    vision["patch_embedding"] = {"kernel": jnp.where(is_content, kernel * _CONTENT_SCALE, 0.0)}
+    return {**params, "vision": vision}
+
+
+def place_codes(grid: int, width: int) -> Float[np.ndarray, "P D"]:
+    """Sines and cosines of column and row in the second half of the channels, row-major.
+
+    The frequencies are evenly spaced, which makes different rows, and different columns, nearly
+    orthogonal.
+    """
+    rates = np.pi * np.arange(1, width // 8 + 1) / (width // 8)
+    rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
+    waves = [
+        wave(axis.reshape(-1, 1) * rates) for axis in (columns, rows) for wave in (np.sin, np.cos)
+    ]
+    codes = np.concatenate(waves, axis=1)
+    return np.pad(codes, ((0, 0), (width - codes.shape[1], 0))).astype(np.float32)
+
+
+def place_latents(
+    params: dict[str, Any],
+    config: Kosmos2Config,
+    key: jax.Array,
+    states: Float[np.ndarray, "B T D"],
+) -> dict[str, Any]:
+    """A copy of parameters in which latent (row, column) attends to its part of the picture.
+
+    The score between a latent and a patch becomes Fisher's discriminant: how much the patch's
+    state looks like the mean state of the place that the latent stands for, against what varies
+    from picture to picture.
 
     Args:
       params: unboxed parameters.
       config: architecture; the number of latents must be a square.
       key: random key.
+      states: of the vision tower for some pictures, class token first.
 
     Raises:
       ConfigError: the latents do not form a square grid.
@@ -45,24 +84,44 @@ def place_latents(params: dict[str, Any], config: Kosmos2Config, key: jax.Array)
         raise ConfigError(
             f"init 'places' needs a square number of latents, not {config.resampler.num_latents}"
         )
-    vision, resampler = dict(params["vision"]), dict(params["resampler"])
-    grid = config.vision.grid
-    table = sincos_grid(grid, config.vision.hidden_size) * _POSITION_SCALE
-    vision["position_embedding"] = jnp.asarray(np.pad(table, ((1, 0), (0, 0))))
-
-    shape = resampler["projection"]["kernel"].shape
-    kernel = jax.random.normal(key, shape, jnp.float32)
-    resampler["projection"] = {"kernel": kernel, "bias": jnp.zeros(shape[1], jnp.float32)}
-
+    grid, decoder = config.vision.grid, config.decoder
+    head_dim = decoder.hidden_size // decoder.num_heads
+    means, reader = _discriminant(np.asarray(states[:, 1:], np.float64), head_dim)
     steps = ((np.arange(side) + 0.5) * grid / side).astype(int)
-    places = table[(steps[:, None] * grid + steps).reshape(-1)] - table.mean(0)
-    places = places / np.linalg.norm(places, axis=1, keepdims=True)
-    resampler["latents"] = jnp.asarray(places) @ kernel * _LATENT_SCALE
+    wanted = means[(steps[:, None] * grid + steps).reshape(-1)]
+    scores = (wanted @ reader) @ (means @ reader).T
+    sharpness = min(1.0, _SHARPEST / np.ptp(scores, axis=1).mean())
 
-    attention = dict(resampler["attention"])
-    like = attention["key"]["kernel"]
-    zeros = jnp.zeros(like.shape[1], jnp.float32)
-    attention["key"] = {"kernel": like, "bias": zeros}
-    attention["query"] = {"kernel": like * (_SHARPNESS / _LATENT_SCALE), "bias": zeros}
-    resampler["attention"] = attention
-    return {**params, "vision": vision, "resampler": resampler}
+    resampler = dict(params["resampler"])
+    kernel = jax.random.normal(key, resampler["projection"]["kernel"].shape, jnp.float32)
+    undo = np.linalg.pinv(np.asarray(kernel, np.float64))
+    per_head = np.pad(undo @ reader, ((0, 0), (0, head_dim - reader.shape[1])))
+    keys = jnp.asarray(np.tile(per_head, (1, decoder.num_heads)), jnp.float32)
+    queries = keys * (sharpness * head_dim**0.5 / _LATENT_LENGTH)
+    resampler["projection"] = _unbiased(kernel)
+    resampler["latents"] = jnp.asarray(wanted, jnp.float32) @ kernel * _LATENT_LENGTH
+    resampler["attention"] = {
+        **resampler["attention"],
+        "key": _unbiased(keys),
+        "query": _unbiased(queries),
+    }
+    return {**params, "resampler": resampler}
+
+
+def _unbiased(kernel: jax.Array) -> dict[str, jax.Array]:
+    return {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1], jnp.float32)}
+
+
+def _discriminant(
+    states: Float[np.ndarray, "B P D"], size: int
+) -> tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "D K"]]:
+    """Centred mean state of each place, and a map under which products are discriminants."""
+    means = states.mean(0)
+    within = (states - means).reshape(-1, states.shape[-1])
+    covariance = within.T @ within / len(within)
+    ridge = 0.01 * np.trace(covariance) / len(covariance)
+    values, vectors = np.linalg.eigh(covariance + ridge * np.eye(len(covariance)))
+    whiten = vectors / np.sqrt(values)
+    centred = means - means.mean(0)
+    directions = np.linalg.svd(centred @ whiten, full_matrices=False)[2]
+    return centred, whiten @ directions[: min(size, len(centred) - 1)].T

@@ -60,17 +60,3 @@ def apply_xpos(
     cos, sin = jnp.cos(angles) * factor, jnp.sin(angles) * factor
     rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
     return rotated.reshape(x.shape).astype(x.dtype)
-
-
-def sincos_grid(grid: int, dim: int) -> Float[np.ndarray, "{grid}*{grid} {dim}"]:
-    """2-D sines and cosines of row and column, one row a patch, row-major, unit scale.
-
-    A position table that starts so lets a tower trained from nothing tell places apart from
-    the first step (MAE, He et al. 2021, appendix A.1).
-    """
-    quarter = dim // 4
-    rates = 1.0 / (100.0 ** (np.arange(quarter) / max(quarter - 1, 1)))
-    rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
-    angles = [axis.reshape(-1, 1) * rates for axis in (columns, rows)]
-    table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
-    return np.pad(table, ((0, 0), (0, dim - table.shape[1]))).astype(np.float32)

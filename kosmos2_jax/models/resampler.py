@@ -87,9 +87,7 @@ class Resampler(nn.Module):
         projected = Linear(
             self.embed_dim, ("vision_embed", "embed"), dtype=self.dtype, name="projection"
         )(features)
-        queries = jnp.broadcast_to(
-            latents.astype(self.dtype), (features.shape[0], *latents.shape)
-        )
+        queries = jnp.broadcast_to(latents.astype(self.dtype), (features.shape[0], *latents.shape))
         keys = jnp.concatenate([projected, queries], axis=1)
         attention = ResamplerAttention(
             self.num_heads, self.config.attention_dropout, self.dtype, name="attention"

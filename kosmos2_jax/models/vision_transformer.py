@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from kosmos2_jax.config import VisionConfig
 from kosmos2_jax.models.attention import attend
-from kosmos2_jax.models.initializers import torch_linear, vision_positions
+from kosmos2_jax.models.initializers import torch_linear
 from kosmos2_jax.models.layers import Linear, layer_norm, quick_gelu, run_layers
 
 
@@ -27,15 +27,15 @@ class VisionAttention(nn.Module):
         heads = self.config.num_heads
 
         def project(name: str) -> Float[Array, "B T H d"]:
-            y = Linear(
-                x.shape[-1], ("vision_embed", "vision_heads"), dtype=self.dtype, name=name
-            )(x)
+            y = Linear(x.shape[-1], ("vision_embed", "vision_heads"), dtype=self.dtype, name=name)(
+                x
+            )
             return y.reshape(*y.shape[:2], heads, -1)
 
         mixed = attend(project("query"), project("key"), project("value"))
-        return Linear(
-            x.shape[-1], ("vision_heads", "vision_embed"), dtype=self.dtype, name="out"
-        )(mixed)
+        return Linear(x.shape[-1], ("vision_heads", "vision_embed"), dtype=self.dtype, name="out")(
+            mixed
+        )
 
 
 class VisionMlp(nn.Module):
@@ -116,7 +116,7 @@ class VisionTransformer(nn.Module):
             positions = self.param(
                 "position_embedding",
                 nn.with_logical_partitioning(
-                    vision_positions(config.position_init, config.grid), (None, "vision_embed")
+                    nn.initializers.normal(config.hidden_size**-0.5), (None, "vision_embed")
                 ),
                 (config.num_tokens, config.hidden_size),
             )

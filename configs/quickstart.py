@@ -1,0 +1,58 @@
+"""A small Kosmos-2 that learns to ground phrases on two CPU cores within minutes."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
+from kosmos2_jax.training.optimizer import OptimizerConfig
+from kosmos2_jax.training.run_config import (
+    PLACES,
+    DataConfig,
+    EvaluationConfig,
+    RunConfig,
+    WarmStartConfig,
+)
+from kosmos2_jax.training.settings import to_config_dict
+
+
+def get_config() -> ConfigDict:
+    """The run behind `make quickstart`."""
+    return to_config_dict(
+        RunConfig(
+            model=Kosmos2Config(
+                vision=VisionConfig(
+                    image_size=64,
+                    patch_size=8,
+                    hidden_size=128,
+                    num_layers=3,
+                    num_heads=4,
+                    mlp_dim=256,
+                ),
+                resampler=ResamplerConfig(num_latents=64, attention_dropout=0.0),
+                decoder=DecoderConfig(
+                    vocab_size=0,
+                    hidden_size=128,
+                    num_layers=3,
+                    num_heads=4,
+                    mlp_dim=256,
+                    max_length=256,
+                    dropout=0.0,
+                ),
+                grid_size=8,
+            ),
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, total_steps=4000),
+            data=DataConfig(batch_size=16, length=128),
+            evaluation=EvaluationConfig(
+                tasks=(
+                    "quickstart_scenes_rec",
+                    "quickstart_scenes_grounding",
+                    "quickstart_easy_vqa",
+                ),
+                every=1000,
+            ),
+            init=PLACES,
+            warm_start=WarmStartConfig(steps=400),
+            no_repeat_ngram_size=0,
+        )
+    )

@@ -1,0 +1,397 @@
+"""The command line: `kosmos2 describe|ground|refer|ask IMAGE ... --model DIR`, `kosmos2 convert`.
+
+Nothing heavy is imported before a command runs, so that `kosmos2 --help` answers at once. What
+the user can mend is told in one line on stderr, with exit status 1; usage errors have status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kosmos2_jax.errors import BoxError, Kosmos2Error
+from kosmos2_jax.version import __version__
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from kosmos2_jax.grounding.boxes import Box
+    from kosmos2_jax.grounding.grounded_text import GroundedText
+    from kosmos2_jax.inference.predictor import Predictor
+
+_PROG = "kosmos2"
+_BOX_HELP = (
+    "x1,y1,x2,y2 of the upper left and lower right corner: fractions of the picture's width and "
+    "height (0.25,0.1,0.5,0.4), or pixels if any number is greater than 1 (160,64,320,256)"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+      The exit status: 0, 1 for an error of the user's, 130 if interrupted.
+
+    Raises:
+      SystemExit: after `--help` and `--version` (status 0) and usage errors (2).
+    """
+    words = _join_negative_box(list(sys.argv[1:] if argv is None else argv))
+    parser, commands = _make_parser()
+    _check_words(words, parser, commands)
+    args = parser.parse_args(words)
+    _quieten(args.debug)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except (Kosmos2Error, ModuleNotFoundError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"{_PROG}: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _describe(args: argparse.Namespace) -> None:
+    image = _open_image(args)
+    _answer(args, image, lambda predictor: predictor.describe(image, args.detailed))
+
+
+def _ground(args: argparse.Namespace) -> None:
+    from kosmos2_jax.grounding import prompts
+
+    prompts.ground(args.phrase)  # says what is wrong with it before the model is read
+    image = _open_image(args)
+    _answer(args, image, lambda predictor: predictor.ground(image, args.phrase))
+
+
+def _refer(args: argparse.Namespace) -> None:
+    image = _open_image(args)
+    box = _box_of(args.box, image)
+    _answer(args, image, lambda predictor: predictor.refer(image, box), box)
+
+
+def _ask(args: argparse.Namespace) -> None:
+    from kosmos2_jax.grounding import prompts
+
+    prompts.ask(args.question)
+    image = _open_image(args)
+    _answer(args, image, lambda predictor: predictor.ask(image, args.question, args.grounded))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from kosmos2_jax.interop.convert import convert
+
+    options = {"tokenizer": args.tokenizer, "overwrite": args.overwrite}
+    with _status(f"converting {args.source}"):
+        done = convert(args.source, args.destination, args.to, **options)
+    print(
+        f"{args.destination}: {done.destination_format} from {done.source_format}, "
+        f"{done.num_parameters:,} parameters"
+    )
+    if not done.has_tokenizer:
+        _note("the source has no tokenizer, so the copy has none either")
+
+
+def _answer(
+    args: argparse.Namespace,
+    image: Image.Image,
+    task: Callable[[Predictor], GroundedText],
+    box: Box | None = None,
+) -> None:
+    """Reads the model, runs the task, prints its result and draws it where asked to."""
+    from kosmos2_jax.inference.predictor import Predictor
+
+    with _status(f"reading {args.model}") as say:
+        predictor = Predictor.from_pretrained(
+            args.model,
+            args.tokenizer,
+            max_new_tokens=args.max_new_tokens,
+            progress=lambda done: say(f"reading {args.model}: {done / 1e9:.1f} GB"),
+        )
+        say("looking at the picture")
+        result = task(predictor)
+    if args.output:
+        _draw(args, image, result if box is None else _subject_added(result, box))
+    if args.json:
+        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        _print(result)
+
+
+def _print(result: GroundedText) -> None:
+    print(result.text)
+    for span in result.spans:
+        for i, box in enumerate(span.boxes):
+            score = f"  score {span.scores[i]:.2f}" if span.scores else ""
+            print(f"  {span.text}  {','.join(f'{value:.3f}' for value in box)}{score}")
+    for problem in result.problems:
+        _note(problem)
+
+
+def _open_image(args: argparse.Namespace) -> Image.Image:
+    """The picture, after checking that the result can be written where asked."""
+    from kosmos2_jax.vision.preprocessing import load_image
+
+    if args.output:
+        _check_output(args.output, args.overwrite)
+    return load_image(args.image)
+
+
+def _check_output(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise Kosmos2Error(f"{path} is a folder: give --output the name of a picture file.")
+    if path.exists() and not overwrite:
+        raise Kosmos2Error(f"{path} exists: choose another name or add --overwrite.")
+    if not path.parent.is_dir():
+        raise Kosmos2Error(f"The folder {path.parent} does not exist: create it for --output.")
+    _picture_format(path)
+
+
+def _picture_format(path: Path) -> str:
+    from PIL import Image
+
+    name = Image.registered_extensions().get(path.suffix.lower())
+    if name not in Image.SAVE:
+        raise Kosmos2Error(
+            f"{path} has no known ending for a picture: use .png, .jpg or .webp for --output."
+        )
+    return name
+
+
+def _draw(args: argparse.Namespace, image: Image.Image, result: GroundedText) -> None:
+    import io
+
+    from kosmos2_jax.vision.drawing import draw_grounded
+
+    encoded = io.BytesIO()
+    draw_grounded(image, result).save(encoded, _picture_format(args.output))
+    with open(args.output, "wb" if args.overwrite else "xb") as file:
+        file.write(encoded.getvalue())
+
+
+def _box_of(numbers: Sequence[float], image: Image.Image) -> Box:
+    """The box as fractions; numbers are pixels if any is greater than 1."""
+    from kosmos2_jax.grounding.boxes import check_box
+
+    if not any(number > 1 for number in numbers):
+        return check_box(numbers)
+    sides = (image.width, image.height, image.width, image.height)
+    if any(not 0 <= number <= side for number, side in zip(numbers, sides, strict=True)):
+        shown = ",".join(f"{number:g}" for number in numbers)
+        raise BoxError(
+            f"Box {shown}, taken for pixels, is outside the picture, which has "
+            f"{image.width}x{image.height}: give pixels within it, or fractions up to 1."
+        )
+    return check_box([number / side for number, side in zip(numbers, sides, strict=True)])
+
+
+def _subject_added(result: GroundedText, box: Box) -> GroundedText:
+    """ "It is ..." with the box that was asked about, to draw it too."""
+    import dataclasses
+
+    from kosmos2_jax.grounding.grounded_text import GroundedText, Span
+
+    beginning = "It is "
+    shift = len(beginning)
+    moved = (
+        dataclasses.replace(span, start=span.start + shift, end=span.end + shift)
+        for span in result.spans
+    )
+    return GroundedText(beginning + result.text, (Span("It", 0, 2, (box,)), *moved))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage errors in one line; knows its `options`; no guessing at shortened ones."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.options: list[str] = []
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
+        action = super().add_argument(*names, **kwargs)
+        self.options += action.option_strings
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{_PROG}: error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def _make_parser() -> tuple[_Parser, dict[str, _Parser]]:
+    """The parser and those of its commands by name."""
+    parser = _Parser(
+        prog=_PROG,
+        description="Kosmos-2: describes pictures, finds things in them, answers questions.",
+        epilog="Example: kosmos2 ground dogs.jpg 'a dog' --model kosmos-2/ --output found.png",
+    )
+    parser.add_argument("--version", action="version", version=f"{_PROG} {__version__}")
+    _add_debug(parser, default=False)
+    subparsers = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> _Parser:
+        sub = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        sub.set_defaults(run=run)
+        _add_debug(sub, default=argparse.SUPPRESS)
+        return sub
+
+    describe = command("describe", _describe, "write a caption with the places of things")
+    _add_image(describe)
+    describe.add_argument("--detailed", action="store_true", help="several sentences")
+    ground = command("ground", _ground, "find where something is")
+    _add_image(ground)
+    ground.add_argument("phrase", metavar="PHRASE", help="what to look for: 'the dog on the left'")
+    refer = command("refer", _refer, "say what is in a box")
+    _add_image(refer)
+    refer.add_argument("--box", type=_numbers, required=True, metavar="BOX", help=_BOX_HELP)
+    ask = command("ask", _ask, "answer a question")
+    _add_image(ask)
+    ask.add_argument("question", metavar="QUESTION", help="'What is the dog doing?'")
+    ask.add_argument("--grounded", action="store_true", help="answer with the places of things")
+    for sub in (describe, ground, refer, ask):
+        _add_model(sub)
+    _add_convert(command("convert", _convert, "turn a checkpoint into another format"))
+    return parser, dict(subparsers.choices)
+
+
+def _add_debug(parser: argparse.ArgumentParser, default: object) -> None:
+    parser.add_argument(
+        "--debug", action="store_true", default=default, help="show where an error arose"
+    )
+
+
+def _add_image(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", metavar="IMAGE", help="picture file")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="checkpoint of any format: a Hugging Face folder, ours, or a fairseq .pt file",
+    )
+    parser.add_argument("--tokenizer", metavar="DIR", help="its files, if the model lacks them")
+    parser.add_argument(
+        "--max-new-tokens", type=_positive, default=128, metavar="N",
+        help="longest answer in tokens (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="draw the boxes and the text on the picture"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    parser.add_argument("--json", action="store_true", help="print text and boxes as JSON")
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="folder or .pt file, of any format")
+    parser.add_argument("destination", metavar="DST", help="folder to create; or a .pt file")
+    parser.add_argument(
+        "--to", required=True, choices=("hf", "fairseq", "orbax"),
+        help="hf: for transformers; fairseq: kosmos-2.pt of the official code; orbax: ours",
+    )  # fmt: skip
+    parser.add_argument("--tokenizer", metavar="DIR", help="its files, if SRC lacks them")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a checkpoint that is at DST"
+    )
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers x1,y1,x2,y2")
+    return numbers
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _join_negative_box(words: list[str]) -> list[str]:
+    """`--box -1,0,1,1` as `--box=-1,0,1,1`, which argparse does not take for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--box" and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _check_words(words: Sequence[str], parser: _Parser, commands: dict[str, _Parser]) -> None:
+    """Names a misspelt command or option together with the nearest one that exists."""
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is not None and name not in commands:
+        parser.error(f"unknown command {name!r}{_nearest(name, commands)}")
+    chosen = commands.get(name, parser)
+    known = [*parser.options, *chosen.options]
+    for word in words[: words.index("--") if "--" in words else None]:
+        option = word.partition("=")[0]
+        if option.startswith("--") and option not in known:
+            chosen.error(f"unknown option {option}{_nearest(option, known)}")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _note(text: str) -> None:
+    print(f"{_PROG}: note: {text}", file=sys.stderr)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        return f"the Python package {package!r} is missing: install it with pip"
+    return " ".join(str(error).split())
+
+
+@contextlib.contextmanager
+def _status(text: str) -> Iterator[Callable[[str], None]]:
+    """A line on a terminal's stderr that says what is going on and vanishes at the end."""
+    shown = ""
+
+    def say(text: str) -> None:
+        nonlocal shown
+        if sys.stderr.isatty() and text != shown:
+            shown = text
+            print(f"\r\033[K{_PROG}: {text} ...", end="", file=sys.stderr, flush=True)
+
+    say(text)
+    try:
+        yield say
+    finally:
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _quieten(debug: bool) -> None:
+    """Silences what libraries say while they are set up, such as which devices they looked for."""
+    if debug:
+        return
+    import logging
+    import warnings
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("absl", "jax", "orbax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")

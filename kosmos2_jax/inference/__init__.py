@@ -1,0 +1,1 @@
+"""Generation and prediction: prompts, the decode loop, and `Predictor` over them."""

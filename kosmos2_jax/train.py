@@ -1,0 +1,263 @@
+"""Training: `python -m kosmos2_jax.train --config=configs/quickstart.py --workdir=DIR`.
+
+The story of a run: settings, mesh, data, model, state, step, loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from kosmos2_jax.data.features import feature_lengths
+from kosmos2_jax.data.pipeline import train_batches
+from kosmos2_jax.errors import ConfigError, Kosmos2Error
+from kosmos2_jax.evaluate import TaskResult, evaluate_tasks
+from kosmos2_jax.grounding import Kosmos2Vocabulary
+from kosmos2_jax.inference.decoding import GenerationConfig
+from kosmos2_jax.inference.model import Kosmos2Model
+from kosmos2_jax.interop.checkpoint import NO_REPEAT_NGRAM_SIZE
+from kosmos2_jax.interop.layout import unstack_layers
+from kosmos2_jax.interop.orbax_io import save_folder
+from kosmos2_jax.partitioning import batch_sharding, make_mesh
+from kosmos2_jax.training.checkpoints import RunCheckpoints
+from kosmos2_jax.training.metric_log import MetricLog
+from kosmos2_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from kosmos2_jax.training.run_config import RunConfig
+from kosmos2_jax.training.settings import parse_command_line
+from kosmos2_jax.training.state import TrainState, create_state, state_shardings, warm_up
+from kosmos2_jax.training.step import make_train_step
+
+RUN_JSON = "run.json"
+MODEL_FOLDER = "model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run leaves.
+
+    Attributes:
+      run: its resolved settings.
+      model: folder of the model, in our own checkpoint format.
+      results: of the last evaluation, by task.
+    """
+
+    run: RunConfig
+    model: Path
+    results: dict[str, TaskResult]
+
+
+def train(run: RunConfig, workdir: Path) -> Trained:
+    """Trains `run` in `workdir`, going on from its last checkpoint if there is one.
+
+    Leaves `run.json` (the resolved settings), `metrics.jsonl`, TensorBoard's files,
+    `checkpoints/`, and the trained model in our own checkpoint format.
+
+    Raises:
+      ConfigError: the work folder holds a run with other settings.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    mesh = make_mesh(run.mesh)
+
+    # Data
+    mixture, vocabulary = prepare_data(run, workdir)
+    run = with_vocabulary(run, vocabulary)
+    _record_run(run, workdir)
+    lengths = feature_lengths(run.data.length, run.data.images)
+    image_size = run.model.vision.image_size
+    new_batches = functools.partial(
+        train_batches, mixture, lengths, run.data.batch_size, image_size=image_size
+    )
+    batches = new_batches(run.seed)
+
+    # Model, state, step
+    model = Kosmos2Model(run.model, generation_config(run))
+    optimizer = make_optimizer(run.optimizer)
+    shardings = state_shardings(run, optimizer, mesh)
+    checkpoints = RunCheckpoints(workdir / "checkpoints", run.keep_checkpoints)
+    done = checkpoints.latest() or 0
+    if done:
+        shapes = jax.eval_shape(lambda: create_state(run, optimizer, shardings))
+        state = checkpoints.restore(done, shapes, shardings, batches)
+        _say(f"going on from update {done}")
+    else:
+        state = create_state(run, optimizer, shardings)
+        first = new_batches(run.seed + 1)
+        state = warm_up(run, state, shardings, vocabulary, first)
+        first.close()
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    _say(f"{size:,} parameters on {mesh.size} device(s)")
+    train_step = make_train_step(
+        model.loss_fn, optimizer, shardings, batch_sharding(mesh), run.seed
+    )
+
+    # Loop
+    log = MetricLog(workdir, done)
+    schedule = learning_rate_schedule(run.optimizer)
+    steps, every = run.optimizer.total_steps, run.evaluation.every
+    pending: list[dict[str, jax.Array]] = []
+    clock = time.perf_counter()
+    bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=done == steps)
+    for step in range(done + 1, steps + 1):
+        batch = jax.device_put(next(batches), batch_sharding(mesh))
+        state, metrics = train_step(state, batch)
+        pending.append(metrics)
+        bar.update()
+        last = step == steps
+        if step % run.log_every == 0 or last:
+            values = summarise(jax.device_get(pending))
+            seconds, clock = time.perf_counter() - clock, time.perf_counter()
+            bar.set_postfix(loss=f"{values['train/loss']:.3f}")
+            values["train/learning_rate"] = float(schedule(step - 1))
+            values["train/examples_per_second"] = len(pending) * run.data.batch_size / seconds
+            log.write(step, values)
+            pending = []
+        if step % run.checkpoint_every == 0 or last:
+            checkpoints.save(step, state, batches)
+        if every and step % every == 0 and not last:
+            limit = run.evaluation.quick_examples
+            _evaluate(run, model, state, vocabulary, lengths, log, step, limit)
+            clock = time.perf_counter()  # an evaluation is not training time
+    bar.close()
+    batches.close()
+
+    save_folder(
+        workdir / MODEL_FOLDER,
+        unstack_layers(jax.device_get(state.params), run.model),
+        run.model,
+        vocabulary,
+        {NO_REPEAT_NGRAM_SIZE: run.no_repeat_ngram_size},
+        overwrite=True,
+    )
+    limit = run.evaluation.examples
+    results = _evaluate(run, model, state, vocabulary, lengths, log, steps, limit)
+    checkpoints.close()
+    log.close()
+    return Trained(run, workdir / MODEL_FOLDER, results)
+
+
+def prepare_data(run: RunConfig, workdir: Path) -> tuple[str, Kosmos2Vocabulary]:
+    """Makes what is missing of the run's data; registers it.
+
+    Returns:
+      The name of the training mixture, and the vocabulary.
+    """
+    tasks = importlib.import_module(f"kosmos2_jax.tasks.{run.data.tasks}")
+    folder = Path(run.data.folder) if run.data.folder else workdir / "data"
+    return tasks.prepare(
+        folder,
+        train_scenes=run.data.train_scenes,
+        test_scenes=run.data.test_scenes,
+        pieces=run.data.pieces,
+        image_size=run.model.vision.image_size,
+        num_latents=run.model.resampler.num_latents,
+        grid_size=run.model.grid_size,
+        seed=run.seed,
+    )
+
+
+def with_vocabulary(run: RunConfig, vocabulary: Kosmos2Vocabulary) -> RunConfig:
+    """Fills in a vocabulary size of 0; any other must be the tokenizer's."""
+    size = run.model.decoder.vocab_size
+    if size not in (0, vocabulary.vocab_size):
+        raise ConfigError(
+            f"model.decoder.vocab_size is {size}, the data's tokenizer has "
+            f"{vocabulary.vocab_size} tokens; set 0 to take its size"
+        )
+    model = run.model.replace(decoder={"vocab_size": vocabulary.vocab_size})
+    return dataclasses.replace(run, model=model)
+
+
+def generation_config(run: RunConfig) -> GenerationConfig:
+    """How answers are written while evaluating."""
+    return GenerationConfig(
+        max_new_tokens=run.evaluation.max_new_tokens,
+        no_repeat_ngram_size=run.no_repeat_ngram_size,
+    )
+
+
+def summarise(pending: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Means over updates; sums are divided by the sum of their weights."""
+    columns = {name: [float(m[name]) for m in pending] for name in next(iter(pending))}
+    weight = sum(columns["weight"])
+    return {
+        "train/loss": sum(
+            loss * w for loss, w in zip(columns["loss"], columns["weight"], strict=True)
+        )
+        / weight,
+        "train/accuracy": sum(columns["correct"]) / weight,
+        "train/gradient_norm": float(np.mean(columns["gradient_norm"])),
+        "train/target_tokens": weight / len(columns["weight"]),
+    }
+
+
+def _evaluate(
+    run: RunConfig,
+    model: Kosmos2Model,
+    state: TrainState,
+    vocabulary: Kosmos2Vocabulary,
+    lengths: dict[str, int],
+    log: MetricLog,
+    step: int,
+    limit: int,
+) -> dict[str, TaskResult]:
+    results = evaluate_tasks(model, state.params, vocabulary, run.evaluation, lengths, limit)
+    figures = {name: value for r in results.values() for name, value in r.metrics.items()}
+    log.write(step, {f"eval/{name}": value for name, value in figures.items()})
+    _say(f"update {step}: " + ", ".join(f"{n} {v:.3f}" for n, v in figures.items()))
+    return results
+
+
+def _record_run(run: RunConfig, workdir: Path) -> None:
+    """Writes the resolved settings; a work folder belongs to one run."""
+    path = workdir / RUN_JSON
+    settings = json.loads(json.dumps(dataclasses.asdict(run)))
+    if path.exists():
+        old = json.loads(path.read_text())
+        if changed := sorted(_differences(old, settings)):
+            raise ConfigError(
+                f"{workdir} holds a run with other settings ({', '.join(changed)}); give another "
+                "--workdir or remove it"
+            )
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    elif old != new:
+        yield name
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
+
+
+def main() -> int:
+    """Runs the command line; errors a user can mend are one line."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        command = parse_command_line(sys.argv)
+        train(command.run, command.workdir)
+    except Kosmos2Error as error:
+        if debug:
+            raise
+        print(f"kosmos2_jax.train: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

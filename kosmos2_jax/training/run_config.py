@@ -1,0 +1,112 @@
+"""A training run as frozen dataclasses: what files in `configs/` build and `train.py` reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from kosmos2_jax.config import Kosmos2Config
+from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.training.optimizer import OptimizerConfig
+
+RANDOM, PLACES = "random", "places"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read.
+
+    Attributes:
+      tasks: module of `kosmos2_jax.tasks` that prepares and registers the data.
+      folder: where the data lie; empty for `data` in the work folder.
+      train_scenes: drawn pictures for training.
+      test_scenes: drawn pictures for the test.
+      pieces: size of the sentencepiece model trained on the data's text.
+      batch_size: rows of one update over all devices.
+      length: tokens of a row.
+      images: pictures of a row at most.
+    """
+
+    tasks: str = "quickstart"
+    folder: str = ""
+    train_scenes: int = 40_000
+    test_scenes: int = 1_000
+    pieces: int = 200
+    batch_size: int = 32
+    length: int = 128
+    images: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured while training and at its end.
+
+    Attributes:
+      tasks: seqio tasks with metrics.
+      every: updates between evaluations on `quick_examples`; 0 for only at the end.
+      quick_examples: examples a task while training.
+      examples: examples a task at the end; 0 for all.
+      batch_size: rows at a time.
+      max_new_tokens: tokens written at most.
+    """
+
+    tasks: tuple[str, ...] = ()
+    every: int = 0
+    quick_examples: int = 256
+    examples: int = 0
+    batch_size: int = 64
+    max_new_tokens: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    """A short first training of the vision tower, see `training/vision_warm_start.py`.
+
+    Attributes:
+      steps: updates; 0 for no warm start.
+      learning_rate: its peak; the rate falls to 0 at the end.
+    """
+
+    steps: int = 0
+    learning_rate: float = 5e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run.
+
+    Attributes:
+      model: architecture.
+      optimizer: optimiser, schedule and number of updates.
+      data: what is read.
+      evaluation: what is measured.
+      mesh: devices along each mesh axis, see `kosmos2_jax.partitioning.make_mesh`.
+      seed: of initial values, dropout and the order of the data.
+      init: "random" for the reference's initial values; "places" for values from which a model
+        without pretrained vision learns to find places, see `models/place_init.py`.
+      warm_start: of the vision tower.
+      log_every: updates between lines of metrics.
+      checkpoint_every: updates between checkpoints.
+      keep_checkpoints: how many of the latest stay.
+      no_repeat_ngram_size: of the generation settings stored with the model; 0 for none.
+    """
+
+    model: Kosmos2Config = Kosmos2Config()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
+    seed: int = 0
+    init: str = RANDOM
+    warm_start: WarmStartConfig = WarmStartConfig()
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    no_repeat_ngram_size: int = 3
+
+    def __post_init__(self) -> None:
+        if self.init not in (RANDOM, PLACES):
+            raise ConfigError(f"init is {self.init!r}; it must be {RANDOM!r} or {PLACES!r}")
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -1,0 +1,77 @@
+"""From the command line to a `RunConfig`: configuration files, overrides, and plain errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from kosmos2_jax.config import build_dataclass
+from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.training.run_config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What was asked for: the run and its work folder."""
+
+    run: RunConfig
+    workdir: Path
+
+
+def parse_command_line(argv: Sequence[str]) -> CommandLine:
+    """Reads `--config=FILE[:ARG] --config.NAME=VALUE … --workdir=DIR`.
+
+    Args:
+      argv: `sys.argv`, which ml_collections reads itself to find the settings.
+
+    Raises:
+      ConfigError: a file that is not there, an unknown or ill-typed setting or option, named.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "The run.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Where the run writes.", flag_values=values)
+    arguments = [_installed_config(argument) for argument in argv]
+    try:
+        rest = values(arguments)
+    except flags.Error as error:
+        raise ConfigError(f"{error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # ml_collections names the unknown key and the nearest known one.
+        given = ", ".join(a for a in argv if a.startswith("--config."))
+        reason = " ".join(str(error.args[0]).split())
+        raise ConfigError(f"cannot apply {given}: {reason}") from None
+    if len(rest) > 1:
+        raise ConfigError(f"unexpected argument {rest[1]!r}; settings are --config.NAME=VALUE")
+    for name in ("config", "workdir"):
+        if values[name].value is None:
+            raise ConfigError(f"--{name} is missing: give --config=FILE and --workdir=DIR")
+    return CommandLine(build_dataclass(RunConfig, values.config.to_dict()), Path(values.workdir))
+
+
+def to_config_dict(run: RunConfig) -> ConfigDict:
+    """The run as an `ml_collections.ConfigDict`, the form configuration files return."""
+    return ConfigDict(dataclasses.asdict(run))
+
+
+def _installed_config(argument: str) -> str:
+    """Points `--config=configs/x.py` at the installed configs if there is no such file here."""
+    option, equals, value = argument.partition("=")
+    if option != "--config" or not equals:
+        return argument
+    path, colon, parameter = value.partition(":")
+    if Path(path).is_file():
+        return argument
+    spec = importlib.util.find_spec("kosmos2_jax.configs")
+    folders = spec.submodule_search_locations if spec else []
+    for folder in folders:
+        if (file := Path(folder) / Path(path).name).is_file():
+            return f"--config={file}{colon}{parameter}"
+    known = sorted(
+        p.name for folder in folders for p in Path(folder).glob("*.py") if p.name != "__init__.py"
+    )
+    raise ConfigError(f"no configuration file {path}; installed ones: {', '.join(known)}")

@@ -1,0 +1,94 @@
+"""What changes from update to update, and its birth straight into shardings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kosmos2_jax.grounding import Kosmos2Vocabulary
+from kosmos2_jax.models.kosmos2 import initial_params, normalize_images
+from kosmos2_jax.models.place_init import place_latents, place_vision
+from kosmos2_jax.models.vision_transformer import VisionTransformer
+from kosmos2_jax.partitioning import param_shardings
+from kosmos2_jax.training.optimizer import OptimizerConfig
+from kosmos2_jax.training.run_config import PLACES, RunConfig
+from kosmos2_jax.training.vision_warm_start import train_vision
+
+
+class TrainState(NamedTuple):
+    """Number of updates done, parameters (float32) and the optimiser's state."""
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+
+
+def state_shardings(
+    run: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The sharding of every array of the state; moments lie as their parameters do."""
+    boxed = jax.eval_shape(lambda: initial_params(run.model, jax.random.key(0)))
+    params = param_shardings(boxed, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, nn.meta.unbox(boxed)),
+        params,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(everywhere, params, opt_state)
+
+
+def create_state(
+    run: RunConfig, optimizer: optax.GradientTransformation, shardings: TrainState
+) -> TrainState:
+    """Fresh values of `run.seed`; no array exists before it has its place."""
+
+    def create() -> TrainState:
+        params = nn.meta.unbox(initial_params(run.model, jax.random.key(run.seed)))
+        if run.init == PLACES:
+            params = place_vision(params, run.model)
+        return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+
+    return jax.jit(create, out_shardings=shardings)()
+
+
+def warm_up(
+    run: RunConfig,
+    state: TrainState,
+    shardings: TrainState,
+    vocabulary: Kosmos2Vocabulary,
+    batches: Iterator[Mapping[str, np.ndarray]],
+) -> TrainState:
+    """The fresh state with the tower warm-started and the latents in their places, if so set.
+
+    Args:
+      run: settings.
+      state: from `create_state`.
+      shardings: of the state.
+      vocabulary: of the batches.
+      batches: training batches of its own.
+    """
+    params = state.params
+    if run.warm_start.steps:
+        optimizer = OptimizerConfig(
+            learning_rate=run.warm_start.learning_rate,
+            warmup_steps=run.warm_start.steps // 10,
+            total_steps=run.warm_start.steps,
+        )
+        vision = train_vision(params["vision"], run.model, vocabulary, batches, optimizer)
+        params = {**params, "vision": vision}
+    if run.init == PLACES:
+        images = normalize_images(jnp.asarray(next(batches)["images"][:, 0]))
+        tower = VisionTransformer(run.model.vision, run.model.scan_layers)
+        states = tower.apply({"params": params["vision"]}, images)
+        params = place_latents(params, run.model, jax.random.key(run.seed), np.asarray(states))
+    return state._replace(params=jax.device_put(params, shardings.params))

@@ -1,0 +1,149 @@
+"""A short first training of the vision tower alone, for runs without pretrained vision.
+
+Kosmos-2 starts from CLIP, whose states already tell what is where. Where there is no CLIP, the
+tower first learns to predict, at each patch, which patch it is, the words of the phrases in whose
+boxes it lies, and the corners of such a box. The heads that predict them are thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+from tqdm import tqdm
+
+from kosmos2_jax.config import Kosmos2Config
+from kosmos2_jax.grounding import Kosmos2Vocabulary, cells_to_box
+from kosmos2_jax.models.kosmos2 import normalize_images
+from kosmos2_jax.models.vision_transformer import VisionTransformer
+from kosmos2_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+_RARE = -4.0  # first bias of the words: most are not at most patches
+_NOWHERE = -1
+
+
+class PatchLabels(NamedTuple):
+    """What is true of each patch; P patches, row-major, V tokens of the vocabulary.
+
+    Attributes:
+      words: 1 where the patch lies in a box of a phrase that has the word, else 0.
+      corners: cells of the upper left and lower right corner of that box, -1 outside of boxes.
+    """
+
+    words: Float[np.ndarray, "B P V"]
+    corners: Int[np.ndarray, "B P 2"]
+
+
+def train_vision(
+    vision: Mapping[str, Any],
+    config: Kosmos2Config,
+    vocabulary: Kosmos2Vocabulary,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    optimizer_config: OptimizerConfig,
+) -> dict[str, Any]:
+    """Trains the tower for `optimizer_config.total_steps` updates.
+
+    Args:
+      vision: parameters of the tower, fresh.
+      config: of the model.
+      vocabulary: of the batches.
+      batches: ordinary training batches; rows without grounded phrases do not count.
+      optimizer_config: of this training alone.
+
+    Returns:
+      The trained parameters of the tower.
+    """
+    module = VisionTransformer(config.vision, config.scan_layers)
+    optimizer = make_optimizer(optimizer_config)
+    width = config.vision.hidden_size
+    sizes = {
+        "words": vocabulary.vocab_size,
+        "place": config.vision.grid**2,
+        "upper_left": config.grid_size**2,
+        "lower_right": config.grid_size**2,
+    }
+    params = {name: jnp.zeros((width, size)) for name, size in sizes.items()}
+    params["vision"] = vision
+
+    def loss_fn(params: Any, images: Array, labels: PatchLabels) -> Array:
+        states = module.apply({"params": params["vision"]}, normalize_images(images))
+        # States have length 1; the heads read them at the scale of a layer norm's output.
+        states = states[:, 1:] * width**0.5
+        inside = (labels.corners[..., 0] != _NOWHERE).astype(jnp.float32)
+        row = inside.any(axis=1, keepdims=True)
+        words = optax.sigmoid_binary_cross_entropy(states @ params["words"] + _RARE, labels.words)
+        corners = sum(
+            _cross_entropy(states @ params[name], jnp.maximum(labels.corners[..., i], 0))
+            for i, name in enumerate(("upper_left", "lower_right"))
+        )
+        place = _cross_entropy(
+            states @ params["place"], jnp.broadcast_to(jnp.arange(sizes["place"]), inside.shape)
+        )
+        what = jnp.sum(words.sum(-1) * row) + jnp.sum(corners * inside)
+        return what / jnp.maximum(jnp.sum(inside), 1.0) + place.mean()
+
+    @jax.jit
+    def step(params: Any, opt_state: Any, *batch: Any) -> tuple[Any, Any, Array]:
+        loss, grads = jax.value_and_grad(loss_fn)(params, *batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    opt_state = optimizer.init(params)
+    bar = tqdm(range(optimizer_config.total_steps), desc="vision", unit="update", mininterval=2.0)
+    for i, batch in zip(bar, batches, strict=False):
+        labels = patch_labels(batch, vocabulary, config.vision.grid)
+        params, opt_state, loss = step(params, opt_state, batch["images"][:, 0], labels)
+        if i % 100 == 99:
+            bar.set_postfix(loss=f"{float(loss):.3f}")
+    return params["vision"]
+
+
+def _cross_entropy(logits: Array, labels: Array) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def patch_labels(
+    batch: Mapping[str, np.ndarray], vocabulary: Kosmos2Vocabulary, grid: int
+) -> PatchLabels:
+    """Reads the labels of patches off the grounded phrases of a batch.
+
+    Args:
+      batch: `tokens` and `targets`, one example with one picture a row.
+      vocabulary: of the batch.
+      grid: patches a side.
+    """
+    sequences = np.concatenate([batch["tokens"], batch["targets"][:, -1:]], axis=1)
+    shape = (len(sequences), grid, grid)
+    words = np.zeros((*shape, vocabulary.vocab_size), np.float32)
+    corners = np.full((*shape, 2), _NOWHERE, np.int32)
+    for row, ids in enumerate(sequences):
+        for phrase, cells in _grounded_phrases(ids, vocabulary):
+            for pair in zip(cells[::2], cells[1::2], strict=True):
+                box = cells_to_box(*pair, vocabulary.grid_size)
+                x1, y1, x2, y2 = (min(int(side * grid), grid - 1) for side in box)
+                words[row, y1 : y2 + 1, x1 : x2 + 1, phrase] = 1.0
+                corners[row, y1 : y2 + 1, x1 : x2 + 1] = pair
+    flat = (len(sequences), grid * grid, -1)
+    return PatchLabels(words.reshape(flat), corners.reshape(flat))
+
+
+def _grounded_phrases(
+    ids: np.ndarray, vocabulary: Kosmos2Vocabulary
+) -> list[tuple[list[int], list[int]]]:
+    """Word ids and cells of each phrase in a well-formed sequence."""
+    found = []
+    for start in np.flatnonzero(ids == vocabulary.phrase_id):
+        end = start + int(np.argmax(ids[start:] == vocabulary.end_phrase_id))
+        close = end + int(np.argmax(ids[end:] == vocabulary.end_object_id))
+        cells = [
+            int(i) - vocabulary.first_location_id
+            for i in ids[end:close]
+            if vocabulary.is_location(int(i))
+        ]
+        found.append((ids[start + 1 : end].tolist(), cells))
+    return found

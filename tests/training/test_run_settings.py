@@ -1,0 +1,83 @@
+"""Configuration files and the command line of training, with what goes wrong there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kosmos2_jax import train
+from kosmos2_jax.config import Kosmos2Config
+from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.training.run_config import RunConfig
+from kosmos2_jax.training.settings import parse_command_line, to_config_dict
+
+
+@pytest.fixture
+def command_line(monkeypatch):
+    """Sets `sys.argv`, which ml_collections reads, and parses it."""
+
+    def parse(*arguments: str):
+        argv = ["train", *arguments]
+        monkeypatch.setattr("sys.argv", argv)
+        return parse_command_line(argv)
+
+    return parse
+
+
+def test_a_setting_is_replaced_and_typed(command_line):
+    command = command_line(
+        "--config=configs/quickstart.py",
+        "--workdir=somewhere",
+        "--config.optimizer.learning_rate=0.5",
+        "--config.model.decoder.num_layers=2",
+    )
+    assert command.run.optimizer.learning_rate == 0.5
+    assert command.run.model.decoder.num_layers == 2
+    assert str(command.workdir) == "somewhere"
+
+
+def test_installed_configs_are_found_from_any_folder(command_line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command_line("--config=configs/quickstart.py", "--workdir=w").run.data.batch_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.optimizer.learnin_rate=1"], ["learnin_rate", "learning_rate"]),
+        (["--config.optimizer.learning_rate=fast"], ["learning_rate", "fast"]),
+        (["--config.log_every=0"], ["log_every", "at least 1"]),
+        (["--config.init=wishes"], ["init", "wishes", "places"]),
+        (["--confg.seed=1"], ["confg.seed"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_bad_settings_are_named(command_line, arguments, words):
+    with pytest.raises(ConfigError) as error:
+        command_line("--config=configs/quickstart.py", "--workdir=w", *arguments)
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_or_folder_is_named(command_line):
+    with pytest.raises(ConfigError, match="quickstart.py"):
+        command_line("--config=configs/nothing.py", "--workdir=w")
+    with pytest.raises(ConfigError, match="--workdir"):
+        command_line("--config=configs/quickstart.py")
+
+
+def test_the_program_ends_with_one_line_and_status_1(monkeypatch, capsys, tmp_path):
+    argv = ["train", "--config=configs/quickstart.py", f"--workdir={tmp_path}", "--config.sed=1"]
+    monkeypatch.setattr("sys.argv", argv)
+    assert train.main() == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_survives_the_way_through_json_and_config_dict():
+    run = RunConfig()
+    plain = json.loads(to_config_dict(run).to_json())
+    assert Kosmos2Config.from_dict(plain["model"]) == run.model
+    with pytest.raises(ConfigError, match="did you mean model.*num_layers|num_layers"):
+        Kosmos2Config.from_dict({"decoder": {"num_layer": 2}})

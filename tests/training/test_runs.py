@@ -1,0 +1,128 @@
+"""Whole small runs: repeatable, resumable to the bit, and plain about what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from kosmos2_jax import train as trainer
+from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
+from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.interop.convert import load
+from kosmos2_jax.training.optimizer import OptimizerConfig
+from kosmos2_jax.training.run_config import (
+    PLACES,
+    DataConfig,
+    EvaluationConfig,
+    RunConfig,
+    WarmStartConfig,
+)
+
+RUN = RunConfig(
+    model=Kosmos2Config(
+        vision=VisionConfig(64, 16, 32, 1, 2, 32),
+        resampler=ResamplerConfig(num_latents=16),
+        decoder=DecoderConfig(0, 32, 1, 2, 32, 128),
+        grid_size=8,
+    ),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2, total_steps=6),
+    data=DataConfig(train_scenes=64, test_scenes=8, batch_size=8, length=96),
+    evaluation=EvaluationConfig(
+        ("quickstart_scenes_rec",), quick_examples=4, examples=8, batch_size=8, max_new_tokens=4
+    ),
+    mesh={"data": 2, "fsdp": 2, "tensor": 2},
+    init=PLACES,
+    warm_start=WarmStartConfig(steps=2),
+    log_every=1,
+    checkpoint_every=2,
+    no_repeat_ngram_size=0,
+)
+
+
+class Killed(BaseException):
+    """Stands for a signal that no handler sees."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder whose data all runs of this module share."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    """A finished run: (what it returned, its folder)."""
+    folder = tmp_path_factory.mktemp("straight")
+    return trainer.train(with_data(data), folder), folder
+
+
+def with_data(folder, **changes):
+    return dataclasses.replace(
+        RUN, data=dataclasses.replace(RUN.data, folder=str(folder)), **changes
+    )
+
+
+def curve(folder):
+    """(update, loss, gradient norm) of each line of the training metrics."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [
+        (line["step"], line["train/loss"], line["train/gradient_norm"])
+        for line in lines
+        if "train/loss" in line
+    ]
+
+
+def kill_at(monkeypatch, step):
+    """Ends the process, as it were, just before the given update is made."""
+    made = trainer.make_train_step
+
+    def make(*args):
+        step_fn, calls = made(*args), iter(range(1, step + 1))
+
+        def run(state, batch):
+            if next(calls) == step:
+                raise Killed
+            return step_fn(state, batch)
+
+        return run
+
+    monkeypatch.setattr(trainer, "make_train_step", make)
+
+
+def test_a_run_leaves_curve_settings_model_and_figures(uninterrupted):
+    trained, folder = uninterrupted
+    assert [step for step, _, _ in curve(folder)] == [1, 2, 3, 4, 5, 6]
+    assert json.loads((folder / "run.json").read_text())["optimizer"]["total_steps"] == 6
+    assert load(trained.model).config == trained.run.model
+    assert 0 <= trained.results["quickstart_scenes_rec"].metrics["rec_accuracy"] <= 1
+
+
+def test_killed_and_resumed_gives_the_same_curve_and_bits(
+    uninterrupted, data, tmp_path, monkeypatch
+):
+    trained, folder = uninterrupted
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(Killed):
+            trainer.train(with_data(data), tmp_path)
+    resumed = trainer.train(with_data(data), tmp_path)
+    assert curve(tmp_path) == curve(folder)
+    jax.tree.map(
+        np.testing.assert_array_equal, load(resumed.model).params, load(trained.model).params
+    )
+
+
+def test_other_settings_in_the_same_folder_are_refused(uninterrupted, data):
+    _, folder = uninterrupted
+    with pytest.raises(ConfigError, match="seed"):
+        trainer.train(with_data(data, seed=1), folder)
+
+
+def test_a_vocabulary_size_that_is_not_the_tokenizers_is_refused(data, tmp_path):
+    model = RUN.model.replace(decoder={"vocab_size": 99})
+    with pytest.raises(ConfigError, match="99"):
+        trainer.train(with_data(data, model=model), tmp_path)
