@@ -13,7 +13,7 @@ quickstart: install
 	$(RUN) tools/quickstart.py --workdir runs/quickstart
 
 test: install lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(RUN) -m ruff check .

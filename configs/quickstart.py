@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
                 grid_size=8,
             ),
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, total_steps=4000),
-            data=DataConfig(batch_size=16, length=128),
+            data=DataConfig(batch_size=16, length=128, word_weight=0.1),
             evaluation=EvaluationConfig(
                 tasks=(
                     "quickstart_scenes_rec",

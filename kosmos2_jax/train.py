@@ -6,7 +6,6 @@ The story of a run: settings, mesh, data, model, state, step, loop.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import json
 import sys
@@ -75,10 +74,7 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     _record_run(run, workdir)
     lengths = feature_lengths(run.data.length, run.data.images)
     image_size = run.model.vision.image_size
-    new_batches = functools.partial(
-        train_batches, mixture, lengths, run.data.batch_size, image_size=image_size
-    )
-    batches = new_batches(run.seed)
+    batches = train_batches(mixture, lengths, run.data.batch_size, run.seed, image_size=image_size)
 
     # Model, state, step
     model = Kosmos2Model(run.model, generation_config(run))
@@ -92,9 +88,12 @@ def train(run: RunConfig, workdir: Path) -> Trained:
         _say(f"going on from update {done}")
     else:
         state = create_state(run, optimizer, shardings)
-        first = new_batches(run.seed + 1)
-        state = warm_up(run, state, shardings, vocabulary, first)
-        first.close()
+        first = run.warm_start
+        lessons = train_batches(
+            first.task, lengths, first.batch_size, run.seed, image_size=image_size
+        )
+        state = warm_up(run, state, shardings, vocabulary, lessons)
+        lessons.close()
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     _say(f"{size:,} parameters on {mesh.size} device(s)")
     train_step = make_train_step(
@@ -162,6 +161,7 @@ def prepare_data(run: RunConfig, workdir: Path) -> tuple[str, Kosmos2Vocabulary]
         image_size=run.model.vision.image_size,
         num_latents=run.model.resampler.num_latents,
         grid_size=run.model.grid_size,
+        word_weight=run.data.word_weight,
         seed=run.seed,
     )
 

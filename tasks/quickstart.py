@@ -20,9 +20,10 @@ from . import easy_vqa, scenes
 
 NAME = "quickstart"
 RATES = {
-    scenes.REFERRING: 5.0,
-    scenes.CAPTION: 1.0,
-    scenes.GROUNDING: 1.0,
+    scenes.INVENTORY: 3.0,
+    scenes.REFERRING: 3.0,
+    scenes.CAPTION: 0.5,
+    scenes.GROUNDING: 0.5,
     easy_vqa.NAME: 1.0,
 }
 _TEXT_SCENES = 800  # whose words the text model sees: each of them many times
@@ -37,6 +38,7 @@ def prepare(
     image_size: int,
     num_latents: int,
     grid_size: int,
+    word_weight: float,
     seed: int,
 ) -> tuple[str, Kosmos2Vocabulary]:
     """Makes what is missing of the data in `data_dir` and registers tasks and mixture.
@@ -49,6 +51,7 @@ def prepare(
       image_size: pixels a side.
       num_latents: slots a picture takes.
       grid_size: location cells a side.
+      word_weight: see `kosmos2_jax.data.examples.encode_example`.
       seed: of the scenes.
 
     Returns:
@@ -64,7 +67,9 @@ def prepare(
     model_file = data_dir / "sentencepiece.bpe.model"
     train_sentencepiece(sentences(), model_file, pieces)
     vocabulary = Kosmos2Vocabulary(model_file, grid_size)
-    return register(data_dir, ModelInputs(vocabulary, num_latents, image_size)), vocabulary
+    return register(
+        data_dir, ModelInputs(vocabulary, num_latents, image_size, word_weight=word_weight)
+    ), vocabulary
 
 
 def register(data_dir: Path, inputs: ModelInputs, rates: Mapping[str, float] | None = None) -> str:

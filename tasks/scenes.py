@@ -13,13 +13,14 @@ import seqio
 
 from kosmos2_jax.data import examples, features, preprocessing, records
 from kosmos2_jax.data.preprocessing import ModelInputs, truth_of
-from kosmos2_jax.data.scene_records import SceneAnnotation, scene_record
+from kosmos2_jax.data.scene_records import VERSION, SceneAnnotation, scene_record
 from kosmos2_jax.data.scenes import SPLITS, SceneConfig
 from kosmos2_jax.evaluation import metrics
 from kosmos2_jax.grounding import markup, prompts
 from kosmos2_jax.grounding.boxes import Box
 
 CAPTION = "quickstart_scenes_caption"
+INVENTORY = "quickstart_scenes_inventory"
 REFERRING = "quickstart_scenes_referring"
 REC = "quickstart_scenes_rec"
 GROUNDING = "quickstart_scenes_grounding"
@@ -42,7 +43,7 @@ def write_scenes(
         split,
         count,
         functools.partial(scene_record, split=split, seed=seed, config=config),
-        {"seed": seed, "config": dataclasses.asdict(config)},
+        {"version": VERSION, "seed": seed, "config": dataclasses.asdict(config)},
         processes=processes,
         progress=progress,
     )
@@ -62,6 +63,7 @@ def register(data_dir: Path, inputs: ModelInputs) -> tuple[str, ...]:
     grid_size = inputs.vocabulary.grid_size
     tasks: dict[str, tuple[preprocessing.Build, dict[str, Any]]] = {
         CAPTION: (_build_caption, {}),
+        INVENTORY: (_build_inventory, {}),
         REFERRING: (_build_referring, {}),
         REC: (
             _build_rec,
@@ -92,6 +94,14 @@ def _build_caption(
 ) -> tuple[examples.Example, dict[str, Any]]:
     caption = SceneAnnotation.from_dict(annotation).caption
     return examples.caption_example(pixels, caption), {}
+
+
+def _build_inventory(
+    pixels: np.ndarray, annotation: Mapping[str, Any]
+) -> tuple[examples.Example, dict[str, Any]]:
+    """Everything there is to say, the same way each time: the quickest lesson in seeing."""
+    inventory = SceneAnnotation.from_dict(annotation).inventory
+    return examples.caption_example(pixels, inventory), {}
 
 
 def _build_referring(

@@ -113,6 +113,7 @@ def encode_example(
     vocabulary: Kosmos2Vocabulary,
     num_latents: int,
     quantiser: str = OFFICIAL,
+    word_weight: float = 1.0,
 ) -> dict[str, np.ndarray]:
     """Turns an example into the features of `kosmos2_jax.data.features`.
 
@@ -121,10 +122,12 @@ def encode_example(
       vocabulary: tokens and the grid of locations.
       num_latents: slots a picture takes.
       quantiser: how boxes become cells, see `kosmos2_jax.grounding.boxes`.
+      word_weight: loss weight of what is to be learnt beside location tokens in an example that
+        has some; 1 as in the published code (spec section 4.5).
 
     Returns:
-      `targets` int32 [n]: the ids from `<s>` to `</s>`; `loss_weights` float32 [n]: 1 where the
-      model shall learn to say this token; `image_slots` int32 [n]: picture * num_latents + slot,
+      `targets` int32 [n]: the ids from `<s>` to `</s>`; `loss_weights` float32 [n]: above 0 where
+      the model shall learn to say this token; `image_slots` int32 [n]: picture * num_latents + slot,
       -1 at text; `images` uint8 [N, S, S, 3], or [0, 0, 0, 3] without pictures.
 
     Raises:
@@ -150,6 +153,9 @@ def encode_example(
     ids.append(vocabulary.eos_id)
     weights.append(learn)
     slots.append(-1)
+    places = [vocabulary.is_location(token) for token in ids]
+    if any(places):
+        weights = [w if p else w * word_weight for w, p in zip(weights, places, strict=True)]
     if not any(weights):
         raise MarkupError("This example has no text to learn: mark a part of it as target.")
     return {

@@ -37,12 +37,14 @@ class ModelInputs:
       num_latents: slots a picture takes.
       image_size: pixels a side.
       quantiser: how boxes become cells.
+      word_weight: see `kosmos2_jax.data.examples.encode_example`.
     """
 
     vocabulary: Kosmos2Vocabulary
     num_latents: int
     image_size: int
     quantiser: str = OFFICIAL
+    word_weight: float = 1.0
 
 
 def record_source(folder: Path, splits: tuple[str, ...]) -> seqio.FileDataSource:
@@ -71,7 +73,13 @@ def encode_records(
         for picture, annotation in zip(pixels, annotations, strict=True):
             example, truth = build(picture, json.loads(annotation))
             rows.append(
-                encode_example(example, inputs.vocabulary, inputs.num_latents, inputs.quantiser)
+                encode_example(
+                    example,
+                    inputs.vocabulary,
+                    inputs.num_latents,
+                    inputs.quantiser,
+                    inputs.word_weight,
+                )
             )
             truths.append(json.dumps(truth))
         lengths = np.array([len(row["targets"]) for row in rows], np.int32)

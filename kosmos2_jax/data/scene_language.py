@@ -125,7 +125,7 @@ def _further(relation: str, item: SceneObject, other: SceneObject) -> float:
 
 
 def referring_expression(
-    scene: Scene, rng: np.random.Generator, target: int, relation_rate: float = 0.25
+    scene: Scene, rng: np.random.Generator, target: int, relation_rate: float = 0.15
 ) -> str | None:
     """An expression that is true of object `target` of the scene and of no other.
 
@@ -150,7 +150,7 @@ def referring_expression(
             return str(spatial[rng.integers(len(spatial))])
     # Colour is what people name first.
     colored = [e for e in plain if e.target.color]
-    if colored and rng.random() < 0.5:
+    if colored and rng.random() < 0.85:
         plain = colored
     return str(plain[rng.integers(len(plain))]) if plain else None
 
@@ -238,6 +238,19 @@ def caption(scene: Scene, rng: np.random.Generator, intro: str = "An image of ")
         spans.append(Span(phrase, len(text), len(text) + len(phrase), boxes))
         text += phrase + joint
     return GroundedText(text, tuple(spans))
+
+
+def inventory(scene: Scene) -> GroundedText:
+    """Every object with all its attributes, from left to right: "a small striped red star, ..."."""
+    text, spans = "", []
+    for item in sorted(scene.objects, key=lambda item: item.box):
+        texture = None if item.texture == "plain" else item.texture
+        words = str(Description(item.shape, item.color, texture, item.size))
+        phrase = f"a {words}"
+        text += ", " if text else ""
+        spans.append(Span(phrase, len(text), len(text) + len(phrase), (item.box,)))
+        text += phrase
+    return GroundedText(text + ".", tuple(spans))
 
 
 def _groups(objects: Sequence[SceneObject], by_color: bool) -> list[list[int]]:

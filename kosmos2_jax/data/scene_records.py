@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from kosmos2_jax.data.records import Record
-from kosmos2_jax.data.scene_language import caption, referring_expression
+from kosmos2_jax.data.scene_language import caption, inventory, referring_expression
 from kosmos2_jax.data.scenes import SceneConfig, draw_scene, is_held_out, scene_rng
 from kosmos2_jax.grounding.boxes import Box
 from kosmos2_jax.grounding.grounded_text import GroundedText
+
+# Of what annotations hold; records of another version are written anew.
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +33,14 @@ class SceneAnnotation:
       caption: every object in some phrase.
       phrase: the span of `caption` that phrase grounding asks for.
       phrase_held_out: whether one of its objects is of a held-out colour and shape.
+      inventory: every object in a phrase of its own, with all its attributes.
       referring: expressions for the objects, in random order.
     """
 
     caption: GroundedText
     phrase: int
     phrase_held_out: bool
+    inventory: GroundedText
     referring: tuple[Referring, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,6 +49,7 @@ class SceneAnnotation:
             "caption": self.caption.to_dict(),
             "phrase": self.phrase,
             "phrase_held_out": self.phrase_held_out,
+            "inventory": self.inventory.to_dict(),
             "referring": [[r.text, list(r.box), r.held_out] for r in self.referring],
         }
 
@@ -54,6 +60,7 @@ class SceneAnnotation:
             GroundedText.from_dict(data["caption"]),
             data["phrase"],
             data["phrase_held_out"],
+            GroundedText.from_dict(data["inventory"]),
             tuple(Referring(text, Box(*box), held) for text, box, held in data["referring"]),
         )
 
@@ -72,6 +79,10 @@ def scene_record(index: int, split: str, seed: int, config: SceneConfig) -> Reco
             box = scene.objects[k].box
             referring.append(Referring(text, box, box in held_out))
     annotation = SceneAnnotation(
-        said, phrase, any(box in held_out for box in said.spans[phrase].boxes), tuple(referring)
+        said,
+        phrase,
+        any(box in held_out for box in said.spans[phrase].boxes),
+        inventory(scene),
+        tuple(referring),
     )
     return Record(scene.pixels, annotation.to_dict())

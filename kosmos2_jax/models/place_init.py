@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.models.resampler import Resampler
 
 _CONTENT_SCALE = 3.0  # of the patch embedding: contents must outweigh places in what is read
 _LATENT_LENGTH = 0.02  # short, so that no latent is attended to
@@ -105,7 +106,24 @@ def place_latents(
         "key": _unbiased(keys),
         "query": _unbiased(queries),
     }
+    resampler["attention"]["out"] = _word_sized(resampler, config, states)
     return {**params, "resampler": resampler}
+
+
+def _word_sized(
+    resampler: dict[str, Any], config: Kosmos2Config, states: Float[np.ndarray, "B T D"]
+) -> dict[str, jax.Array]:
+    """The output map scaled and shifted so that soft tokens are as long as words, mean zero.
+
+    Longer ones would drown the decoder's positions, which say which place a soft token is of.
+    """
+    decoder = config.decoder
+    module = Resampler(config.resampler, decoder.hidden_size, decoder.num_heads)
+    soft = np.asarray(module.apply({"params": resampler}, jnp.asarray(states)))
+    mean = soft.mean((0, 1))
+    scale = decoder.hidden_size**-0.5 / np.sqrt(np.square(soft - mean).mean())
+    out = resampler["attention"]["out"]
+    return {"kernel": out["kernel"] * scale, "bias": (out["bias"] - mean) * scale}
 
 
 def _unbiased(kernel: jax.Array) -> dict[str, jax.Array]:

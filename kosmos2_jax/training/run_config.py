@@ -25,6 +25,7 @@ class DataConfig:
       batch_size: rows of one update over all devices.
       length: tokens of a row.
       images: pictures of a row at most.
+      word_weight: loss weight of words beside location tokens; 1 as in the published code.
     """
 
     tasks: str = "quickstart"
@@ -35,6 +36,7 @@ class DataConfig:
     batch_size: int = 32
     length: int = 128
     images: int = 1
+    word_weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +66,15 @@ class WarmStartConfig:
 
     Attributes:
       steps: updates; 0 for no warm start.
+      task: seqio task or mixture whose grounded phrases teach it.
+      batch_size: rows of one update.
       learning_rate: its peak; the rate falls to 0 at the end.
     """
 
     steps: int = 0
-    learning_rate: float = 5e-3
+    task: str = "quickstart_scenes_inventory"
+    batch_size: int = 16
+    learning_rate: float = 3e-3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,14 +16,13 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from kosmos2_jax.config import IMAGE_MEAN, IMAGE_STD
 from kosmos2_jax.errors import ImageError
 from kosmos2_jax.grounding.boxes import Box
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
 
 # CLIP's statistics for red, green and blue, of pixels in 0..1 (spec section 3.2).
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Pictures of this many pixels or more are refused before a pixel of theirs is decoded.
 MAX_PIXELS = 100_000_000
@@ -122,7 +121,7 @@ def normalize(pixels: np.ndarray) -> np.ndarray:
 
     The arithmetic is float64 as in the official code, rounded once at the end.
     """
-    return ((pixels / 255.0 - np.asarray(MEAN)) / np.asarray(STD)).astype(np.float32)
+    return ((pixels / 255.0 - np.asarray(IMAGE_MEAN)) / np.asarray(IMAGE_STD)).astype(np.float32)
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

@@ -34,7 +34,7 @@ RUN = RunConfig(
     evaluation=EvaluationConfig(
         ("quickstart_scenes_rec",), quick_examples=4, examples=8, batch_size=8, max_new_tokens=4
     ),
-    mesh={"data": 2, "fsdp": 2, "tensor": 2},
+    mesh={"data": 2, "fsdp": 4},
     init=PLACES,
     warm_start=WarmStartConfig(steps=2),
     log_every=1,
