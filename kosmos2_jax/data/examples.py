@@ -127,8 +127,8 @@ def encode_example(
 
     Returns:
       `targets` int32 [n]: the ids from `<s>` to `</s>`; `loss_weights` float32 [n]: above 0 where
-      the model shall learn to say this token; `image_slots` int32 [n]: picture * num_latents + slot,
-      -1 at text; `images` uint8 [N, S, S, 3], or [0, 0, 0, 3] without pictures.
+      the model shall learn to say this token; `image_slots` int32 [n]: picture * num_latents +
+      slot, -1 at text; `images` uint8 [N, S, S, 3], or [0, 0, 0, 3] without pictures.
 
     Raises:
       MarkupError: nothing is to be learnt, or text and phrases do not fit.

@@ -7,6 +7,7 @@ boxes it lies, and the corners of such a box. The heads that predict them are th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -125,9 +126,10 @@ def patch_labels(
         for phrase, cells in _grounded_phrases(ids, vocabulary):
             for pair in zip(cells[::2], cells[1::2], strict=True):
                 box = cells_to_box(*pair, vocabulary.grid_size)
-                x1, y1, x2, y2 = (min(int(side * grid), grid - 1) for side in box)
-                words[row, y1 : y2 + 1, x1 : x2 + 1, phrase] = 1.0
-                corners[row, y1 : y2 + 1, x1 : x2 + 1] = pair
+                x1, y1 = int(box.x1 * grid), int(box.y1 * grid)
+                x2, y2 = math.ceil(box.x2 * grid), math.ceil(box.y2 * grid)
+                words[row, y1:y2, x1:x2, phrase] = 1.0
+                corners[row, y1:y2, x1:x2] = pair
     flat = (len(sequences), grid * grid, -1)
     return PatchLabels(words.reshape(flat), corners.reshape(flat))
 

@@ -201,3 +201,16 @@ def test_tags_in_what_people_wrote_are_refused() -> None:
     with pytest.raises(MarkupError):
         bad = GroundedText("<image> a star", (Span("a star", 8, 14, (LEFT,)),))
         examples.grounding_example(PIXELS, bad, 0)
+
+
+def test_words_beside_location_tokens_weigh_as_told(vocabulary: Kosmos2Vocabulary) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    box = Box(0.0, 0.0, 0.5, 0.5)
+    grounded = examples.referring_example(pixels, [("the dog", (box,))], learn_words=True)
+    features = encode_example(grounded, vocabulary, 2, word_weight=0.25)
+    places = [vocabulary.is_location(int(token)) for token in features["targets"]]
+    assert set(features["loss_weights"][places]) == {1.0}
+    assert set(features["loss_weights"][~np.array(places)]) == {0.0, 0.25}
+    question = examples.question_example(pixels, [("a?", "b")])
+    answer = encode_example(question, vocabulary, 2, word_weight=0.25)
+    assert set(answer["loss_weights"]) == {0.0, 1.0}

@@ -13,6 +13,7 @@ from kosmos2_jax.data.scene_language import (
     PLURALS,
     RELATIONS,
     caption,
+    inventory,
     parse_expression,
     referring_expression,
     resolve,
@@ -182,3 +183,15 @@ def test_relations_in_captions_hold() -> None:
 def test_words_do_not_mean_two_things() -> None:
     words = [*sprites.COLORS, *sprites.SHAPES, *sprites.TEXTURES, *SIZES, *PLURALS.values()]
     assert len(set(words)) == len(words)
+
+
+def test_an_inventory_names_every_object_once_with_all_that_is_true_of_it() -> None:
+    for index in range(200):
+        scene = draw_scene(scene_rng(1, "train", index))
+        said = inventory(scene)
+        assert sorted(span.boxes[0] for span in said.spans) == sorted(o.box for o in scene.objects)
+        for span in said.spans:
+            (item,) = [o for o in scene.objects if o.box == span.boxes[0]]
+            texture = [] if item.texture == "plain" else [item.texture]
+            assert span.text.split() == ["a", item.size, *texture, item.color, item.shape]
+            assert said.text[span.start : span.end] == span.text

@@ -152,6 +152,7 @@ def test_preparing_makes_everything_and_then_nothing(tmp_path: Path) -> None:
         "image_size": 32,
         "num_latents": 4,
         "grid_size": 4,
+        "word_weight": 1.0,
         "seed": 0,
     }
     name, vocabulary = quickstart.prepare(tmp_path, **settings)
