@@ -41,18 +41,18 @@ def get_config() -> ConfigDict:
                 ),
                 grid_size=8,
             ),
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, total_steps=4000),
-            data=DataConfig(batch_size=16, length=128, word_weight=0.1),
+            optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=100, total_steps=2500),
+            data=DataConfig(batch_size=32, length=128, word_weight=0.1),
             evaluation=EvaluationConfig(
                 tasks=(
                     "quickstart_scenes_rec",
                     "quickstart_scenes_grounding",
                     "quickstart_easy_vqa",
                 ),
-                every=1000,
+                every=500,
             ),
             init=PLACES,
-            warm_start=WarmStartConfig(steps=400),
+            warm_start=WarmStartConfig(steps=1000),
             no_repeat_ngram_size=0,
         )
     )
