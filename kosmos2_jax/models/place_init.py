@@ -94,7 +94,9 @@ def place_latents(
     sharpness = min(1.0, _SHARPEST / np.ptp(scores, axis=1).mean())
 
     resampler = dict(params["resampler"])
-    kernel = jax.random.normal(key, resampler["projection"]["kernel"].shape, jnp.float32)
+    shape = resampler["projection"]["kernel"].shape
+    # Orthogonal, so that undoing it in the keys loses no digits.
+    kernel = jax.nn.initializers.orthogonal(shape[1] ** 0.5)(key, shape, jnp.float32)
     undo = np.linalg.pinv(np.asarray(kernel, np.float64))
     per_head = np.pad(undo @ reader, ((0, 0), (0, head_dim - reader.shape[1])))
     keys = jnp.asarray(np.tile(per_head, (1, decoder.num_heads)), jnp.float32)

@@ -75,7 +75,7 @@ def test_only_what_it_says_is_changed(placed):
         "resampler/latents",
         "resampler/projection/kernel",
         "resampler/projection/bias",
-        *(f"resampler/attention/{name}/{part}" for name in ("query", "key")
+        *(f"resampler/attention/{name}/{part}" for name in ("query", "key", "out")
           for part in ("kernel", "bias")),
     }  # fmt: skip
 

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from kosmos2_jax.config import IMAGE_MEAN, IMAGE_STD
 from kosmos2_jax.errors import ImageError
 from kosmos2_jax.grounding.boxes import Box
 from kosmos2_jax.vision.preprocessing import (
-    MEAN,
-    STD,
     crop_box,
     crop_pixels,
     load_image,
@@ -155,7 +154,10 @@ def test_crop_box_equals_restatement(corners, width, height):
 
 def test_normalize_values():
     pixels = np.array([[[0, 128, 255]]], np.uint8)
-    expected = [(value / 255 - m) / s for value, m, s in zip((0, 128, 255), MEAN, STD, strict=True)]
+    expected = [
+        (value / 255 - m) / s
+        for value, m, s in zip((0, 128, 255), IMAGE_MEAN, IMAGE_STD, strict=True)
+    ]
     np.testing.assert_allclose(normalize(pixels)[0, 0], expected, rtol=1e-7)
 
 
