@@ -82,7 +82,7 @@ class RunConfig:
     """A whole run.
 
     Attributes:
-      model: architecture.
+      model: architecture; a vocabulary size of 0 takes that of the data's tokenizer.
       optimizer: optimiser, schedule and number of updates.
       data: what is read.
       evaluation: what is measured.
