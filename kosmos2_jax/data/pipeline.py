@@ -151,11 +151,3 @@ def train_batches(
     options.threading.private_threadpool_size = threads
     options.autotune.enabled = threads > 1
     return TrainBatches(dataset.prefetch(2).with_options(options), shard_id, num_shards)
-
-
-def prompt_lengths(batch: Batch) -> np.ndarray:
-    """How many tokens of each row come before the first that is to be said, int32 [B].
-
-    `tokens[row, :prompt_lengths[row]]` is what to ask the model with.
-    """
-    return (np.argmax(batch["loss_weights"] > 0, axis=1) + 1).astype(np.int32)

@@ -12,10 +12,11 @@ import pytest
 import seqio
 
 from kosmos2_jax.data.features import feature_lengths
-from kosmos2_jax.data.pipeline import Batch, TrainBatches, prompt_lengths, train_batches
+from kosmos2_jax.data.pipeline import Batch, TrainBatches, train_batches
 from kosmos2_jax.data.preprocessing import ModelInputs
 from kosmos2_jax.errors import CheckpointError, ConfigError
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
+from kosmos2_jax.inference.model import prompts_of
 from kosmos2_jax.tasks import scenes
 
 MIXTURE = "test_pipeline_mixture"
@@ -124,7 +125,7 @@ def test_closed_batches_end() -> None:
 def test_prompts_end_before_the_first_learnt_token(vocabulary: Kosmos2Vocabulary) -> None:
     batches = train_batches(scenes.REC, feature_lengths(60), 8, 0, image_size=64)
     batch = next(batches)
-    for row, length in enumerate(prompt_lengths(batch)):
+    for row, length in enumerate(prompts_of(batch).lengths):
         assert batch["tokens"][row, length - 1] == vocabulary.end_phrase_id
         assert batch["targets"][row, length - 1] == vocabulary.object_id
         assert batch["loss_weights"][row, : length - 1].sum() == 0
