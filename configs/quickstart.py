@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
 from kosmos2_jax.training.optimizer import OptimizerConfig
 from kosmos2_jax.training.run_config import (
-    PLACES,
     DataConfig,
     EvaluationConfig,
     RunConfig,
@@ -41,8 +40,14 @@ def get_config() -> ConfigDict:
                 ),
                 grid_size=8,
             ),
-            optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=100, total_steps=2500),
-            data=DataConfig(batch_size=32, length=128, word_weight=0.1),
+            optimizer=OptimizerConfig(
+                learning_rate=8e-4,
+                warmup_steps=100,
+                total_steps=2200,
+                # What the warm start has taught them must not be lost while the decoder learns.
+                factors={"vision": 0.1, "resampler": 0.1},
+            ),
+            data=DataConfig(batch_size=32, length=136, word_weight=0.1),
             evaluation=EvaluationConfig(
                 tasks=(
                     "quickstart_scenes_rec",
@@ -51,8 +56,8 @@ def get_config() -> ConfigDict:
                 ),
                 every=500,
             ),
-            init=PLACES,
-            warm_start=WarmStartConfig(steps=1000),
+            warm_start=WarmStartConfig(steps=2500),
+            micro_batches=4,
             no_repeat_ngram_size=0,
         )
     )

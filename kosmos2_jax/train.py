@@ -97,7 +97,7 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     _say(f"{size:,} parameters on {mesh.size} device(s)")
     train_step = make_train_step(
-        model.loss_fn, optimizer, shardings, batch_sharding(mesh), run.seed
+        model.loss_fn, optimizer, shardings, batch_sharding(mesh), run.seed, run.micro_batches
     )
 
     # Loop

@@ -20,11 +20,10 @@ from . import easy_vqa, scenes
 
 NAME = "quickstart"
 RATES = {
-    scenes.INVENTORY: 3.0,
-    scenes.REFERRING: 3.0,
+    scenes.REFERRING: 5.0,
     scenes.CAPTION: 0.5,
-    scenes.GROUNDING: 0.5,
-    easy_vqa.NAME: 1.0,
+    scenes.GROUNDING: 1.0,
+    easy_vqa.NAME: 2.0,
 }
 _TEXT_SCENES = 800  # whose words the text model sees: each of them many times
 

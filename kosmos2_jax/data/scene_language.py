@@ -241,12 +241,10 @@ def caption(scene: Scene, rng: np.random.Generator, intro: str = "An image of ")
 
 
 def inventory(scene: Scene) -> GroundedText:
-    """Every object with all its attributes, from left to right: "a small striped red star, ..."."""
+    """Every object with all its attributes, from left to right: "a small plain red star, ..."."""
     text, spans = "", []
     for item in sorted(scene.objects, key=lambda item: item.box):
-        texture = None if item.texture == "plain" else item.texture
-        words = str(Description(item.shape, item.color, texture, item.size))
-        phrase = f"a {words}"
+        phrase = f"a {Description(item.shape, item.color, item.texture, item.size)}"
         text += ", " if text else ""
         spans.append(Span(phrase, len(text), len(text) + len(phrase), (item.box,)))
         text += phrase

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from kosmos2_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,8 @@ class OptimizerConfig:
       epsilon: added to the root of the second moment before bias correction (trap T-27).
       weight_decay: of every parameter, norms and biases included.
       clip_norm: largest global norm of the gradient.
+      factors: of the learning rate, by beginning of the path of a parameter ("vision",
+        "decoder/token_embedding"); the longest that fits counts, and 1 where none does.
     """
 
     learning_rate: float = 2e-4
@@ -33,6 +38,7 @@ class OptimizerConfig:
     epsilon: float = 1e-6
     weight_decay: float = 0.01
     clip_norm: float = 2.0
+    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
@@ -90,6 +96,34 @@ def scale_by_reference_adam(config: OptimizerConfig) -> optax.GradientTransforma
     return optax.GradientTransformation(init, update)
 
 
+def scale_by_part(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies updates by the factor of their part of the model, see `OptimizerConfig`.
+
+    Raises:
+      ConfigError: a name that no parameter's path begins with.
+    """
+
+    def update(updates, params=None):
+        del params
+        unused = set(factors)
+
+        def scale(path, value):
+            path = jax.tree_util.keystr(path, simple=True, separator="/")
+            fitting = [name for name in factors if f"{path}/".startswith(f"{name}/")]
+            unused.difference_update(fitting)
+            return value * factors[max(fitting, key=len)] if fitting else value
+
+        scaled = jax.tree_util.tree_map_with_path(scale, updates)
+        if unused:
+            raise ConfigError(
+                f"optimizer.factors names {', '.join(sorted(unused))}, but the model's parts are "
+                f"{', '.join(sorted(updates))} and what lies in them"
+            )
+        return scaled
+
+    return optax.stateless(update)
+
+
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Clipping, Adam, decay and the schedule, in the reference's order."""
     return optax.chain(
@@ -97,4 +131,5 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         scale_by_reference_adam(config),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
+        scale_by_part(config.factors),
     )

@@ -9,8 +9,6 @@ from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.training.optimizer import OptimizerConfig
 
-RANDOM, PLACES = "random", "places"
-
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -62,10 +60,13 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
-    """A short first training of the vision tower, see `training/vision_warm_start.py`.
+    """For models without pretrained parts: a short first training of the vision tower.
+
+    See `training/vision_warm_start.py`, and `models/grounded_init.py` for the initial values of
+    the other parts, which follow from it.
 
     Attributes:
-      steps: updates; 0 for no warm start.
+      steps: updates; 0 for none, and the reference's initial values.
       task: seqio task or mixture whose grounded phrases teach it.
       batch_size: rows of one update.
       learning_rate: its peak; the rate falls to 0 at the end.
@@ -88,9 +89,9 @@ class RunConfig:
       evaluation: what is measured.
       mesh: devices along each mesh axis, see `kosmos2_jax.partitioning.make_mesh`.
       seed: of initial values, dropout and the order of the data.
-      init: "random" for the reference's initial values; "places" for values from which a model
-        without pretrained vision learns to find places, see `models/place_init.py`.
       warm_start: of the vision tower.
+      micro_batches: parts that a batch is worked through in, one after the other; the loss stays
+        the mean over all tokens of the update.
       log_every: updates between lines of metrics.
       checkpoint_every: updates between checkpoints.
       keep_checkpoints: how many of the latest stay.
@@ -103,16 +104,19 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
     seed: int = 0
-    init: str = RANDOM
     warm_start: WarmStartConfig = WarmStartConfig()
+    micro_batches: int = 1
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     no_repeat_ngram_size: int = 3
 
     def __post_init__(self) -> None:
-        if self.init not in (RANDOM, PLACES):
-            raise ConfigError(f"init is {self.init!r}; it must be {RANDOM!r} or {PLACES!r}")
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("micro_batches", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.data.batch_size % self.micro_batches:
+            raise ConfigError(
+                f"data.batch_size {self.data.batch_size} is not a multiple of micro_batches "
+                f"{self.micro_batches}"
+            )

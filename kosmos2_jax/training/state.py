@@ -13,12 +13,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kosmos2_jax.grounding import Kosmos2Vocabulary
+from kosmos2_jax.models.grounded_init import ground, place_vision
 from kosmos2_jax.models.kosmos2 import initial_params, normalize_images
-from kosmos2_jax.models.place_init import place_latents, place_vision
 from kosmos2_jax.models.vision_transformer import VisionTransformer
 from kosmos2_jax.partitioning import param_shardings
 from kosmos2_jax.training.optimizer import OptimizerConfig
-from kosmos2_jax.training.run_config import PLACES, RunConfig
+from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.vision_warm_start import train_vision
 
 
@@ -54,7 +54,7 @@ def create_state(
 
     def create() -> TrainState:
         params = nn.meta.unbox(initial_params(run.model, jax.random.key(run.seed)))
-        if run.init == PLACES:
+        if run.warm_start.steps:
             params = place_vision(params, run.model)
         return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
 
@@ -68,7 +68,7 @@ def warm_up(
     vocabulary: Kosmos2Vocabulary,
     batches: Iterator[Mapping[str, np.ndarray]],
 ) -> TrainState:
-    """The fresh state with the tower warm-started and the latents in their places, if so set.
+    """The fresh state with the tower warm-started and the rest grounded in it, if so set.
 
     Args:
       run: settings.
@@ -77,18 +77,23 @@ def warm_up(
       vocabulary: of the batches.
       batches: training batches of its own.
     """
-    params = state.params
-    if run.warm_start.steps:
-        optimizer = OptimizerConfig(
-            learning_rate=run.warm_start.learning_rate,
-            warmup_steps=run.warm_start.steps // 10,
-            total_steps=run.warm_start.steps,
-        )
-        vision = train_vision(params["vision"], run.model, vocabulary, batches, optimizer)
-        params = {**params, "vision": vision}
-    if run.init == PLACES:
-        images = normalize_images(jnp.asarray(next(batches)["images"][:, 0]))
-        tower = VisionTransformer(run.model.vision, run.model.scan_layers)
-        states = tower.apply({"params": params["vision"]}, images)
-        params = place_latents(params, run.model, jax.random.key(run.seed), np.asarray(states))
+    if not run.warm_start.steps:
+        return state
+    optimizer = OptimizerConfig(
+        learning_rate=run.warm_start.learning_rate,
+        warmup_steps=run.warm_start.steps // 10,
+        total_steps=run.warm_start.steps,
+    )
+    fresh = state.params
+    vision, heads = train_vision(fresh["vision"], run.model, vocabulary, batches, optimizer)
+    images = normalize_images(jnp.asarray(next(batches)["images"][:, 0]))
+    tower = VisionTransformer(run.model.vision, run.model.scan_layers)
+    params = ground(
+        {**fresh, "vision": vision},
+        run.model,
+        jax.random.key(run.seed),
+        np.asarray(tower.apply({"params": vision}, images)),
+        heads,
+        vocabulary.first_location_id,
+    )
     return state._replace(params=jax.device_put(params, shardings.params))

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kosmos2_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
+Sums = dict[str, jax.Array]
 # (params, batch, dropout key) -> (sum of weighted losses, sums to report); "weight" among them.
-LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Sums]]
 
 
 def make_train_step(
@@ -22,24 +24,35 @@ def make_train_step(
     shardings: TrainState,
     batch_sharding: NamedSharding,
     seed: int,
+    micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled update. The old state is donated; metrics stay on the device.
 
-    The loss is the mean over all target tokens of the update, whatever row or device they come
-    from (trap T-26). Dropout of update `u` follows from (seed, u) alone, so that a resumed run
-    repeats it.
+    The loss is the mean over all target tokens of the update, whatever row, micro-batch or device
+    they come from (trap T-26). Dropout of update `u` follows from (seed, u) alone, so that a
+    resumed run repeats it.
+
+    Args:
+      loss_fn: sums over the rows it is given.
+      optimizer: of the parameters.
+      shardings: of the state.
+      batch_sharding: of the batch.
+      seed: of dropout.
+      micro_batches: parts that a batch is worked through in, one after the other; each device's
+        rows must be divisible by it.
     """
+    grad_fn = jax.grad(lambda *args: _with_loss(*loss_fn(*args)), has_aux=True)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def mean_loss(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            total, sums = loss_fn(params, batch, dropout_key)
-            return total / sums["weight"], sums
-
-        (loss, sums), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        if micro_batches == 1:
+            grads, sums = grad_fn(state.params, batch, dropout_key)
+        else:
+            grads, sums = _accumulate(grad_fn, state.params, batch, dropout_key, micro_batches)
+        grads = jax.tree.map(lambda g: g / sums["weight"], grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        loss = sums.pop("loss") / sums["weight"]
         metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads), **sums}
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -50,3 +63,32 @@ def make_train_step(
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
+
+
+def _with_loss(loss: jax.Array, sums: Sums) -> tuple[jax.Array, Sums]:
+    return loss, {"loss": loss, **sums}
+
+
+def _accumulate(
+    grad_fn: Callable[..., tuple[Any, Sums]],
+    params: Any,
+    batch: Batch,
+    dropout_key: jax.Array,
+    parts: int,
+) -> tuple[Any, Sums]:
+    """Sums of gradients and metrics over `parts` micro-batches."""
+
+    def split(x: jax.Array) -> jax.Array:
+        # Every parts-th row, so that each device splits its own rows and none travel.
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        index, micro_batch = part
+        found = grad_fn(params, micro_batch, jax.random.fold_in(dropout_key, index))
+        return jax.tree.map(jnp.add, total, found), None
+
+    micro = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], micro)
+    shapes = jax.eval_shape(grad_fn, params, first, dropout_key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, (jnp.arange(parts), micro))[0]

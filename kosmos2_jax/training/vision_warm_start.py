@@ -2,7 +2,7 @@
 
 Kosmos-2 starts from CLIP, whose states already tell what is where. Where there is no CLIP, the
 tower first learns to predict, at each patch, which patch it is, the words of the phrases in whose
-boxes it lies, and the corners of such a box. The heads that predict them are thrown away.
+boxes it lies, and the corners of such a box.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.grounding import Kosmos2Vocabulary, cells_to_box
+from kosmos2_jax.models.grounded_init import ReadingHeads
 from kosmos2_jax.models.kosmos2 import normalize_images
 from kosmos2_jax.models.vision_transformer import VisionTransformer
 from kosmos2_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -46,7 +47,7 @@ def train_vision(
     vocabulary: Kosmos2Vocabulary,
     batches: Iterable[Mapping[str, np.ndarray]],
     optimizer_config: OptimizerConfig,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], ReadingHeads]:
     """Trains the tower for `optimizer_config.total_steps` updates.
 
     Args:
@@ -57,7 +58,7 @@ def train_vision(
       optimizer_config: of this training alone.
 
     Returns:
-      The trained parameters of the tower.
+      The trained parameters of the tower, and the heads that read it.
     """
     module = VisionTransformer(config.vision, config.scan_layers)
     optimizer = make_optimizer(optimizer_config)
@@ -95,13 +96,18 @@ def train_vision(
         return optax.apply_updates(params, updates), opt_state, loss
 
     opt_state = optimizer.init(params)
+    seen = np.zeros(vocabulary.vocab_size, bool)
     bar = tqdm(range(optimizer_config.total_steps), desc="vision", unit="update", mininterval=2.0)
     for i, batch in zip(bar, batches, strict=False):
         labels = patch_labels(batch, vocabulary, config.vision.grid)
+        seen |= labels.words.any(axis=(0, 1))
         params, opt_state, loss = step(params, opt_state, batch["images"][:, 0], labels)
         if i % 100 == 99:
             bar.set_postfix(loss=f"{float(loss):.3f}")
-    return params["vision"]
+    words, upper_left, lower_right = (
+        np.asarray(params[name], np.float64) for name in ("words", "upper_left", "lower_right")
+    )
+    return params["vision"], ReadingHeads(words, seen, upper_left, lower_right)
 
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.training.optimizer import (
     OptimizerConfig,
     learning_rate_schedule,
@@ -60,3 +61,29 @@ def test_forty_updates_equal_the_reference():
             leaves[i] = leaves[i] - size * first[i] / (np.sqrt(second[i]) + 1e-6)
     for mine, theirs in zip(jax.tree.leaves(ours), leaves, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=2e-6, atol=2e-6)
+
+
+def test_parts_learn_at_their_own_rate():
+    params = {"vision": {"a": jnp.ones(2), "ab": jnp.ones(2)}, "decoder": jnp.ones(2)}
+    plain = make_optimizer(CONFIG)
+    scaled = make_optimizer(
+        OptimizerConfig(2e-3, 5, 40, factors={"vision": 0.5, "vision/a": 0.0})
+    )  # fmt: skip
+
+    def second_update(optimizer):
+        state = optimizer.init(params)
+        _, state = optimizer.update(params, state, params)
+        return optimizer.update(params, state, params)[0]
+
+    expected, found = second_update(plain), second_update(scaled)
+    np.testing.assert_array_equal(found["decoder"], expected["decoder"])
+    np.testing.assert_array_equal(found["vision"]["ab"], expected["vision"]["ab"] * 0.5)
+    assert not found["vision"]["a"].any()
+    assert expected["vision"]["a"].all()
+
+
+def test_a_part_that_is_not_there_is_named():
+    optimizer = make_optimizer(OptimizerConfig(factors={"visoin": 0.1}))
+    params = {"vision": jnp.ones(2), "decoder": jnp.ones(2)}
+    with pytest.raises(ConfigError, match="visoin.*decoder, vision"):
+        optimizer.update(params, optimizer.init(params), params)

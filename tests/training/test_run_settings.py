@@ -48,7 +48,7 @@ def test_installed_configs_are_found_from_any_folder(command_line, tmp_path, mon
         (["--config.optimizer.learnin_rate=1"], ["learnin_rate", "learning_rate"]),
         (["--config.optimizer.learning_rate=fast"], ["learning_rate", "fast"]),
         (["--config.log_every=0"], ["log_every", "at least 1"]),
-        (["--config.init=wishes"], ["init", "wishes", "places"]),
+        (["--config.micro_batches=5"], ["batch_size", "multiple of micro_batches 5"]),
         (["--confg.seed=1"], ["confg.seed"]),
         (["stray"], ["stray"]),
     ],

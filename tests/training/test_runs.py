@@ -15,7 +15,6 @@ from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.interop.convert import load
 from kosmos2_jax.training.optimizer import OptimizerConfig
 from kosmos2_jax.training.run_config import (
-    PLACES,
     DataConfig,
     EvaluationConfig,
     RunConfig,
@@ -35,7 +34,6 @@ RUN = RunConfig(
         ("quickstart_scenes_rec",), quick_examples=4, examples=8, batch_size=8, max_new_tokens=4
     ),
     mesh={"data": 2, "fsdp": 4},
-    init=PLACES,
     warm_start=WarmStartConfig(steps=2),
     log_every=1,
     checkpoint_every=2,
