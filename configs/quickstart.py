@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
                 ),
                 every=500,
             ),
-            warm_start=WarmStartConfig(steps=2500),
+            warm_start=WarmStartConfig(steps=2000),
             micro_batches=4,
             no_repeat_ngram_size=0,
         )

@@ -63,7 +63,7 @@ def _build(
 ) -> tuple[examples.Example, dict[str, Any]]:
     pairs = [(question, answer) for question, answer in annotation["pairs"]]
     question, answer = pairs[0]
-    return examples.question_example(pixels, pairs), {"question": question, "answer": answer}
+    return examples.question_example([pixels], pairs), {"question": question, "answer": answer}
 
 
 def _postprocess(output: str, example: Mapping[str, Any], is_target: bool) -> list[str] | str:

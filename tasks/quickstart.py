@@ -23,7 +23,7 @@ RATES = {
     scenes.REFERRING: 5.0,
     scenes.CAPTION: 0.5,
     scenes.GROUNDING: 1.0,
-    easy_vqa.NAME: 2.0,
+    easy_vqa.NAME: 1.5,
 }
 _TEXT_SCENES = 800  # whose words the text model sees: each of them many times
 

@@ -21,9 +21,9 @@ from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture at this place of the text, uint8 [S, S, 3]."""
+    """A picture at this place of the text: uint8 [S, S, 3], or encoded (JPEG, PNG, ...)."""
 
-    pixels: np.ndarray
+    image: np.ndarray | bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Example:
     parts: tuple[Picture | Text | Boxes, ...]
 
 
-def caption_example(pixels: np.ndarray, caption: GroundedText) -> Example:
+def caption_example(image: np.ndarray | bytes, caption: GroundedText) -> Example:
     """`<grounding>` caption with tags; without any boxes it is plain text (spec section 4.3)."""
     if not any(span.boxes for span in caption.spans):
-        return Example((Picture(pixels), Text(GroundedText(caption.text), True)))
-    return Example((Picture(pixels), Text(tags.GROUNDING, True), Text(caption, True)))
+        return Example((Picture(image), Text(GroundedText(caption.text), True)))
+    return Example((Picture(image), Text(tags.GROUNDING, True), Text(caption, True)))
 
 
 def referring_example(
-    pixels: np.ndarray,
+    image: np.ndarray | bytes,
     expressions: Sequence[tuple[str, tuple[Box, ...]]],
     *,
     learn_words: bool = False,
@@ -73,11 +73,11 @@ def referring_example(
     several in a row teach as much for the price of one picture.
 
     Args:
-      pixels: uint8 [S, S, 3].
+      image: see `Picture`.
       expressions: text and boxes of each.
       learn_words: whether the expressions are learnt too, as captions are, or boxes alone.
     """
-    parts: list[Picture | Text | Boxes] = [Picture(pixels)]
+    parts: list[Picture | Text | Boxes] = [Picture(image)]
     for i, (expression, boxes) in enumerate(expressions):
         prompt = prompts.ground(expression)
         prompt = prompt if i == 0 else prompt.removeprefix(tags.GROUNDING)
@@ -93,15 +93,17 @@ def grounding_prompt(caption: GroundedText, span: int) -> str:
     return tags.GROUNDING + before + prompts.ground(phrase.text).removeprefix(tags.GROUNDING)
 
 
-def grounding_example(pixels: np.ndarray, caption: GroundedText, span: int) -> Example:
+def grounding_example(image: np.ndarray | bytes, caption: GroundedText, span: int) -> Example:
     """Phrase grounding: `grounding_prompt`, then the boxes of the phrase."""
     prompt = Text(grounding_prompt(caption, span), False)
-    return Example((Picture(pixels), prompt, Boxes(caption.spans[span].boxes)))
+    return Example((Picture(image), prompt, Boxes(caption.spans[span].boxes)))
 
 
-def question_example(pixels: np.ndarray, pairs: Sequence[tuple[str, str]]) -> Example:
-    """`Question: {question} Answer: {answer}` for each pair; only answers are learnt."""
-    parts: list[Picture | Text | Boxes] = [Picture(pixels)]
+def question_example(
+    images: Sequence[np.ndarray | bytes], pairs: Sequence[tuple[str, str]]
+) -> Example:
+    """Pictures, then `Question: {question} Answer: {answer}` of each pair; answers are learnt."""
+    parts: list[Picture | Text | Boxes] = [Picture(image) for image in images]
     for question, answer in pairs:
         answer = tags.require_no_tags(answer, "The answer")
         parts += [Text(prompts.ask(question, grounded=False), False), Text(answer, True)]
@@ -118,7 +120,7 @@ def encode_example(
     """Turns an example into the features of `kosmos2_jax.data.features`.
 
     Args:
-      example: pictures must be of one size.
+      example: pictures must be all encoded, or all pixels of one size.
       vocabulary: tokens and the grid of locations.
       num_latents: slots a picture takes.
       quantiser: how boxes become cells, see `kosmos2_jax.grounding.boxes`.
@@ -128,21 +130,22 @@ def encode_example(
     Returns:
       `targets` int32 [n]: the ids from `<s>` to `</s>`; `loss_weights` float32 [n]: above 0 where
       the model shall learn to say this token; `image_slots` int32 [n]: picture * num_latents +
-      slot, -1 at text; `images` uint8 [N, S, S, 3], or [0, 0, 0, 3] without pictures.
+      slot, -1 at text; `images` uint8 [N, S, S, 3], or objects [N] of encoded bytes, also where
+      there is no picture.
 
     Raises:
       MarkupError: nothing is to be learnt, or text and phrases do not fit.
       BoxError: a box is malformed.
     """
     ids, weights, slots = [vocabulary.bos_id], [0.0], [-1]
-    pictures: list[np.ndarray] = []
+    pictures: list[np.ndarray | bytes] = []
     learn = 0.0
     for part in example.parts:
         if isinstance(part, Picture):
             new = vocabulary.image_ids(num_latents)
             first = len(pictures) * num_latents
             slots += [-1, *range(first, first + num_latents), -1]
-            pictures.append(part.pixels)
+            pictures.append(part.image)
             learn = 0.0
         else:
             new = _encode_part(part, vocabulary, quantiser)
@@ -153,17 +156,27 @@ def encode_example(
     ids.append(vocabulary.eos_id)
     weights.append(learn)
     slots.append(-1)
-    places = [vocabulary.is_location(token) for token in ids]
-    if any(places):
-        weights = [w if p else w * word_weight for w, p in zip(weights, places, strict=True)]
-    if not any(weights):
+    targets, loss_weights = np.array(ids, np.int32), np.array(weights, np.float32)
+    places = vocabulary.is_location(targets)
+    if places.any():
+        loss_weights[~places] *= word_weight
+    if not loss_weights.any():
         raise MarkupError("This example has no text to learn: mark a part of it as target.")
     return {
-        "targets": np.array(ids, np.int32),
-        "loss_weights": np.array(weights, np.float32),
+        "targets": targets,
+        "loss_weights": loss_weights,
         "image_slots": np.array(slots, np.int32),
-        "images": np.stack(pictures) if pictures else np.zeros((0, 0, 0, 3), np.uint8),
+        "images": _stack(pictures),
     }
+
+
+def _stack(pictures: Sequence[np.ndarray | bytes]) -> np.ndarray:
+    if pictures and isinstance(pictures[0], np.ndarray):
+        return np.stack(pictures)
+    # An array of numpy's own bytes would lose zeros at the end of a picture.
+    encoded = np.empty(len(pictures), object)
+    encoded[:] = pictures
+    return encoded
 
 
 def _encode_part(part: Text | Boxes, vocabulary: Kosmos2Vocabulary, quantiser: str) -> list[int]:

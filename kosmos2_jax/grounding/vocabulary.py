@@ -213,9 +213,10 @@ class Kosmos2Vocabulary:
             )
         return self.first_location_id + cell
 
-    def is_location(self, token_id: int) -> bool:
-        """Says whether an id is that of a location token."""
-        return bool(self.grid_size) and self.first_location_id <= token_id < self.vocab_size
+    def is_location(self, token_ids: int | np.ndarray) -> np.ndarray:
+        """Says of one id or an array of them which are those of location tokens."""
+        first = self.first_location_id if self.grid_size else self.vocab_size
+        return (np.asarray(token_ids) >= first) & (np.asarray(token_ids) < self.vocab_size)
 
     def image_ids(self, num_latents: int) -> list[int]:
         """Returns `<image>`, ids for the slots, `</image>`, as inference uses them (spec 3.2.4).
@@ -274,7 +275,7 @@ class Kosmos2Vocabulary:
         result: list[int] = []
         cursor = 0
         for span in sorted_spans(grounded):
-            start, end = self._token_range(grounded.text, span)
+            start, end = self.token_range(grounded.text, span)
             if not cursor <= start < end <= len(ids):
                 raise MarkupError(
                     f"Phrase {span.text!r} at characters {span.start} to {span.end} shares a "
@@ -286,8 +287,12 @@ class Kosmos2Vocabulary:
             cursor = end
         return result + ids[cursor:]
 
-    def _token_range(self, text: str, span: Span) -> tuple[int, int]:
-        """Returns the range of tokens by the official rule: by tokenising what comes before."""
+    def token_range(self, text: str, span: Span) -> tuple[int, int]:
+        """Returns the range of a phrase's tokens by tokenising what comes before (spec 4.3).
+
+        Raises:
+          MarkupError: the phrase begins inside a token.
+        """
         before, through = self.encode(text[: span.start]), self.encode(text[: span.end])
         pairs = zip(before, through, strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -89,7 +89,9 @@ def crop_pixels(image: Image.Image, size: int) -> np.ndarray:
     return np.array(resized.crop((left, top, left + size, top + size)))
 
 
-def crop_box(box: Box, width: int, height: int, size: int) -> Box | None:
+def crop_box(
+    box: Box, width: int, height: int, size: int, min_visible: float = MIN_VISIBLE
+) -> Box | None:
     """Returns the part of a box that is in the centre crop of `crop_pixels`, if enough of it is.
 
     Args:
@@ -97,10 +99,11 @@ def crop_box(box: Box, width: int, height: int, size: int) -> Box | None:
       width: of the whole picture in pixels.
       height: of the whole picture in pixels.
       size: of the crop in pixels.
+      min_visible: share of the box's area that must be in the crop.
 
     Returns:
-      The visible part normalised to the crop, or None if less than `MIN_VISIBLE` of the area is
-      visible or the box has no area (spec section 4.3, step 2).
+      The visible part normalised to the crop, or None if less than `min_visible` of the area is
+      visible or what is visible has no area (spec section 4.3, step 2).
     """
     sides = _short_side_size(width, height, size)
     starts = [(side - size) / 2 for side in sides]
@@ -111,9 +114,11 @@ def crop_box(box: Box, width: int, height: int, size: int) -> Box | None:
     area = (corners[2] - corners[0]) * (corners[3] - corners[1])
     visible = (x2 - x1) * (y2 - y1)
     # Written so that a box with NaN is dropped too.
-    if not (x2 > x1 and y2 > y1 and visible >= MIN_VISIBLE * area):
+    if not (x2 > x1 and y2 > y1 and visible >= min_visible * area):
         return None
-    return Box(x1 / size, y1 / size, x2 / size, y2 / size)
+    seen = Box(x1 / size, y1 / size, x2 / size, y2 / size)
+    # Division may round the sides of a sliver together.
+    return seen if seen.x1 < seen.x2 and seen.y1 < seen.y2 else None
 
 
 def normalize(pixels: np.ndarray) -> np.ndarray:

@@ -146,7 +146,7 @@ def test_phrase_grounding_prompt_of_the_official_script(assets: Path) -> None:
 
 def test_questions_learn_answers_only(vocabulary: Kosmos2Vocabulary) -> None:
     pairs = [("is there a red shape?", "yes"), ("what is the blue shape?", "circle")]
-    features = encode_example(examples.question_example(PIXELS, pairs), vocabulary, 2)
+    features = encode_example(examples.question_example([PIXELS], pairs), vocabulary, 2)
     assert _text(features, vocabulary) == (
         " Question: is there a red shape? Answer: yes"
         " Question: what is the blue shape? Answer: circle"
@@ -197,7 +197,7 @@ def test_tags_in_what_people_wrote_are_refused() -> None:
     with pytest.raises(MarkupError):
         examples.referring_example(PIXELS, [("a <phrase> star", (LEFT,))])
     with pytest.raises(MarkupError):
-        examples.question_example(PIXELS, [("what?", "a </s> star")])
+        examples.question_example([PIXELS], [("what?", "a </s> star")])
     with pytest.raises(MarkupError):
         bad = GroundedText("<image> a star", (Span("a star", 8, 14, (LEFT,)),))
         examples.grounding_example(PIXELS, bad, 0)
@@ -211,6 +211,6 @@ def test_words_beside_location_tokens_weigh_as_told(vocabulary: Kosmos2Vocabular
     places = [vocabulary.is_location(int(token)) for token in features["targets"]]
     assert set(features["loss_weights"][places]) == {1.0}
     assert set(features["loss_weights"][~np.array(places)]) == {0.0, 0.25}
-    question = examples.question_example(pixels, [("a?", "b")])
+    question = examples.question_example([pixels], [("a?", "b")])
     answer = encode_example(question, vocabulary, 2, word_weight=0.25)
     assert set(answer["loss_weights"]) == {0.0, 1.0}
