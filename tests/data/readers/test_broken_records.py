@@ -1,0 +1,219 @@
+"""Random and mutated records: no parser crashes, and each record is kept or counted.
+
+`KOSMOS2_FUZZ_RECORDS=1000000` pushes a million through; by default it is what takes some seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kosmos2_jax.data.documents import Document, from_tf_example, to_tf_example
+from kosmos2_jax.data.readers import captions, grit, instructions, interleaved, text
+from kosmos2_jax.data.readers.base import Note, Reading, parse_json, string
+from kosmos2_jax.data.skips import FILTERED, Skips, Unusable
+
+NUM_RECORDS = int(os.environ.get("KOSMOS2_FUZZ_RECORDS", 300_000))
+
+GRIT = {
+    "caption": "a wire hanger with “paper” cover",
+    "noun_chunks": [[0.0, 13.0, 0.01, 0.02, 0.95, 0.96, 0.67], [19, 31, 0.1, 0.3, 0.9, 0.5, 0.7]],
+    "ref_exps": [[0, 31, 0.01, 0.02, 0.95, 0.96, 0.67]],
+    "original_width": 1024,
+}
+TABLE = "\t".join(
+    [
+        "0cc175b9c0f1b6a831c399e269772661",
+        str(GRIT["caption"]),
+        base64.b64encode(b"no picture").decode(),
+        "1024",
+        "693",
+        str({"phrase": GRIT["noun_chunks"], "expression_v1": GRIT["ref_exps"]}),
+    ]
+)
+PAGE = {
+    "text_list": ["One.", "Two.", "Three."],
+    "image_info": [{"image_name": f"{i}.jpg", "matched_text_index": i} for i in range(3)],
+}
+TALK = {
+    "image": "1.jpg",
+    "conversations": [
+        {"from": "human", "value": "<image>\nWhat?"},
+        {"from": "gpt", "value": "That."},
+    ],
+}
+INSTANCE = {"instruction_with_input": "Do.\nInput: x", "input": "x", "output": "y"}
+
+
+def _grit_json(raw: bytes, note: Note) -> Any:
+    record = parse_json(raw)
+    caption = string(record, "caption")
+    return grit.parse_grounding(
+        caption, record.get("noun_chunks"), record.get("ref_exps"), False, note
+    )
+
+
+def _grit_table(raw: bytes, note: Note) -> Any:
+    return grit.parse_grit_row(raw, grit.GritTsvOptions(min_side=200), note).content
+
+
+def _page(raw: bytes, note: Note) -> Any:
+    parts = interleaved.parse_mmc4(raw, note)
+    return [part for part in parts if isinstance(part, str)]
+
+
+def _obelics(raw: bytes, note: Note) -> Any:
+    row = parse_json(raw)
+    parts = interleaved.parse_obelics(row.get("image_info"), row.get("text_list"), note)
+    return [part for part in parts if isinstance(part, str)]
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+# A good record, and the parser it is for.
+PARSERS: dict[str, tuple[bytes, Callable[[bytes, Note], Any]]] = {
+    "jsonl": (
+        _dump({"text": "Héllo\nworld"}),
+        lambda raw, note: text.parse_text(raw, "text", note),
+    ),
+    "captions": (
+        _dump({"caption": "a dog", "url": "http://x/1.jpg"}),
+        lambda raw, note: captions.parse_caption(string(parse_json(raw), "caption"), note),
+    ),
+    "captions-tsv": (b"a dog <X> runs\thttp://x/1.jpg", captions.parse_tsv_row),
+    "grit": (_dump(GRIT), _grit_json),
+    "grit-tsv": (TABLE.encode(), _grit_table),
+    "mmc4": (_dump(PAGE), _page),
+    "obelics": (_dump({"image_info": ["a.jpg", None], "text_list": [None, "b"]}), _obelics),
+    "llava": (_dump(TALK), lambda raw, note: instructions.parse_llava(parse_json(raw), note)[1]),
+    "unnatural": (
+        _dump({"instances": [INSTANCE, INSTANCE]}),
+        lambda raw, note: instructions.parse_unnatural(raw, True, note),
+    ),
+    "flan": (
+        _dump({"inputs": "What?", "targets": "That."}),
+        lambda raw, note: instructions.parse_flan(raw, instructions.FlanOptions(), note),
+    ),
+}
+
+SPICES = [
+    b"\\ud800", b"\\u0000", b"\xff\xfe", b"\x00", b"\t", b"\r", b"null", b"NaN", b"-Infinity",
+    b"1e999", b"-1", b"0.5", b"9" * 400, b"[" * 200, b"{}", b'""', b'"', b"<image>", b"<s>",
+    b"<patch_index_0001>", "\uff1cs\uff1e".encode(), b"\xe2\x80\xa8", b"True", b"(1,)", b"b''",
+]  # fmt: skip
+
+
+def _broken(good: bytes, count: int, seed: int) -> Iterator[bytes]:
+    """Random bytes, and the good record with bytes changed, cut out, doubled or put in."""
+    rng = random.Random(seed)
+    for number in range(count):
+        if number % 8 == 0:
+            yield rng.randbytes(rng.randrange(80))
+            continue
+        raw = bytearray(good)
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            place, kind = rng.randrange(len(raw) + 1), rng.randrange(4)
+            if kind == 0:
+                raw[place : place + 1] = rng.randbytes(1)
+            elif kind == 1:
+                del raw[place : place + rng.randrange(1, 20)]
+            elif kind == 2:
+                raw[place:place] = raw[place : place + rng.randrange(1, 60)]
+            else:
+                raw[place : place + rng.choice((0, 1, 4))] = rng.choice(SPICES)
+        yield bytes(raw)
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_records_are_kept_or_counted(name: str) -> None:
+    good, parse = PARSERS[name]
+    count = NUM_RECORDS // len(PARSERS)
+    reading = Reading(name, "file", Skips())
+
+    def document(key: str, raw: bytes) -> Iterator[Document]:
+        content = {"found": parse(raw, reading.note)}
+        # What is kept can be stored: valid Unicode, finite numbers, nothing but JSON.
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+        yield reading.document("text", key, content)
+
+    records = [("0", good), *((str(i), raw) for i, raw in enumerate(_broken(good, count, 7), 1))]
+    kept = sum(1 for _ in reading.documents(records, document))
+    assert kept == reading.skips.num_kept(name) > count // 100
+    filtered = [n for r, n in reading.skips.reasons(name).items() if r.startswith(FILTERED)]
+    skipped = reading.skips.num_skipped(name) + sum(filtered)
+    # Instances of a line of Unnatural Instructions are counted on their own.
+    assert kept + skipped >= len(records) if name == "unnatural" else kept + skipped == len(records)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.just("human"),
+    lambda inner: (
+        st.lists(inner, max_size=8)
+        | st.dictionaries(st.sampled_from(["from", "value", "image", "x"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+NUMBERS = st.integers(-3, 40) | st.floats() | st.sampled_from([10**400, 1e308, -0.0, True])
+
+
+@given(st.lists(st.lists(NUMBERS, min_size=6, max_size=8) | VALUES, max_size=4) | VALUES, st.text())
+def test_annotations_of_any_shape(values: Any, caption: str) -> None:
+    noted: list[str] = []
+    found = grit.parse_annotations(values, caption, noted.append)
+    dropped = [reason for reason in noted if "float" not in reason]
+    assert len(found) + len(dropped) == (len(values) if isinstance(values, list) else 1)
+    for start, end, x1, y1, x2, y2, score in found:
+        assert type(start) is type(end) is int and caption[start:end].strip()
+        assert x1 < x2 and y1 < y2 and all(isinstance(v, float) for v in (x1, y1, x2, y2, score))
+
+
+@given(VALUES | st.fixed_dictionaries({"conversations": VALUES, "image": VALUES}))
+def test_talks_of_any_shape(record: Any) -> None:
+    try:
+        name, turns = instructions.parse_llava(record, lambda reason: None)
+    except Unusable:
+        return
+    assert name is None or isinstance(name, str)
+    assert turns and all(question and answer for question, answer in turns)
+
+
+@given(VALUES, VALUES)
+def test_pages_of_any_shape(images: Any, texts: Any) -> None:
+    try:
+        parts = interleaved.parse_obelics(images, texts, lambda reason: None)
+    except Unusable:
+        return
+    assert all(isinstance(part, str | interleaved.PictureLink) for part in parts)
+
+
+@given(st.text(), st.sampled_from(["text", "caption"]))
+def test_clean_text_can_be_stored(raw: str, kind: str) -> None:
+    from kosmos2_jax.data.readers.base import clean_line, clean_text
+    from kosmos2_jax.grounding.tags import has_tags
+
+    clean = clean_text if kind == "text" else clean_line
+    noted: list[str] = []
+    try:
+        found = clean(raw, "caption", noted.append)
+    except Unusable:
+        return
+    assert not has_tags(found)
+    assert kind == "text" or len(found) == len(raw)
+    assert bool(noted) or found == raw or "\r" in raw
+    document = Document(kind, (), {"text": found}, None, "source", "key")
+    assert from_tf_example(to_tf_example(document)) == document
