@@ -52,7 +52,7 @@ class RowLimits:
     length: int
     images: int
     pad_id: int = 1
-    open_rows: int = 16
+    open_rows: int = 8
     slack: int = 16
 
     def __post_init__(self) -> None:

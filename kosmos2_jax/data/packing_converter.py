@@ -20,7 +20,7 @@ _Spec = seqio.FeatureConverter.FeatureSpec
 _Features = Mapping[str, tf.Tensor]
 
 # Examples that are handed to Python at a time: a call costs as much as packing a dozen of them.
-_WINDOW = 128
+_WINDOW = 32
 # After so many examples of which none fitted into a row, waiting on would be waiting for ever.
 _HOPELESS = 1000
 
@@ -83,7 +83,7 @@ class PackingFeatureConverter(seqio.FeatureConverter):
         pack: bool = False,
         decode: bool = True,
         image_mode: str = SQUARE,
-        open_rows: int = 16,
+        open_rows: int = 8,
         threads: int = 1,
     ) -> None:
         """Creates a converter.
@@ -125,8 +125,9 @@ class PackingFeatureConverter(seqio.FeatureConverter):
         ds = _packed(ds, limits) if self._packs else _one_a_row(ds, limits)
         if not self._decodes:
             return ds
-        threads = self._threads if self._threads > 1 else None
-        return ds.map(self._decode, num_parallel_calls=threads, deterministic=True)
+        if self._threads == 1:
+            return ds.map(self._decode)
+        return ds.map(self._decode, num_parallel_calls=self._threads, deterministic=True)
 
     def row_limits(self, task_feature_lengths: Mapping[str, int]) -> RowLimits:
         """What a row of these lengths holds.

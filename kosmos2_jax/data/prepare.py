@@ -37,8 +37,10 @@ from kosmos2_jax.data.skips import DataError, Skips
 # Of readers and records; shards of another version are not mixed with new ones.
 VERSION = 1
 
-# So few skipped examples do not yet stop a source that is being read.
+# A run is stopped early only by so many examples, of which more than so many times the limit are
+# bad: what comes first may be worse than the rest.
 MIN_EXAMPLES_TO_STOP = 1000
+_EARLY = 2
 
 _SECONDS_BETWEEN_REPORTS = 5.0
 
@@ -315,7 +317,7 @@ class Watch:
         progress = self.look()
         skips, source = progress.skips, self._plan.source
         kept, skipped = skips.num_kept(source), skips.num_skipped(source)
-        too_many = skipped > max_skipped * (kept + skipped)
+        too_many = skipped > _EARLY * max_skipped * (kept + skipped)
         if progress.errors or (too_many and kept + skipped >= MIN_EXAMPLES_TO_STOP):
             self._plan.mark("stop").touch()
         return progress

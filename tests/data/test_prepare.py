@@ -178,7 +178,7 @@ def test_inputs_that_cannot_be(
 
 
 def test_what_the_user_can_mend_in_the_midst_of_a_run_is_told(tmp_path: Path) -> None:
-    (tmp_path / "llava.json").write_text("[{")
+    (tmp_path / "llava.json").write_text("{}")
     options = prepare.FORMATS["llava"].options(images=str(tmp_path))
     broken = prepare.make_plan(
         "llava",
@@ -187,7 +187,7 @@ def test_what_the_user_can_mend_in_the_midst_of_a_run_is_told(tmp_path: Path) ->
         options=options,
         num_shards=2,
     )
-    with pytest.raises(DataError, match="llava.json' is not JSON or is cut short"):
+    with pytest.raises(DataError, match="llava.json' is not a JSON list"):
         prepare.convert_all(broken)
     assert not _bytes(tmp_path / "out")
     (tmp_path / "llava.json").unlink()

@@ -93,7 +93,9 @@ class Reading:
             try:
                 if isinstance(record, Unusable):
                     raise record
-                for document in parse(f"{self.name}:{key}", record):
+                # Names of files may be no UTF-8.
+                key = f"{self.name}:{key}".encode("utf-8", "replace").decode()
+                for document in parse(key, record):
                     self.skips.kept(self.source)
                     yield document
             except Unusable as problem:

@@ -28,6 +28,8 @@ from kosmos2_jax.data.skips import DataError, Unusable
 MAX_LINE = 64 << 20
 MAX_MEMBER = 256 << 20
 
+_JSON_SPACE = re.compile(r"[ \t\n\r]*")
+
 PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jp2", "avif")
 
 # What readers raise by format when data are cut short or broken. Arrow's errors are among them.
@@ -147,6 +149,36 @@ def _decompressed(stack: contextlib.ExitStack, stream: BinaryIO, path: str) -> B
         archive = stack.enter_context(zipfile.ZipFile(stream))
         return stack.enter_context(archive.open(archive.namelist()[0]))
     return stream
+
+
+def json_list(path: str) -> Iterator[tuple[str, Any | Unusable]]:
+    """Yields number, counted from 0, and value of each element of a JSON list in UTF-8.
+
+    Raises:
+      DataError: the file holds no list.
+    """
+    with open_file(path) as stream:
+        try:
+            text = stream.read().decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise DataError(f"{path!r} is not JSON in UTF-8: get it again.") from None
+    place = _JSON_SPACE.match(text).end()
+    if text[place : place + 1] != "[":
+        raise DataError(f"{path!r} is not a JSON list.")
+    decoder, number, before = json.JSONDecoder(), 0, "["
+    while text[place : place + 1] == before:
+        place = _JSON_SPACE.match(text, place + 1).end()
+        if text[place : place + 1] == "]" and not number:
+            return
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            break
+        yield str(number), value
+        place = _JSON_SPACE.match(text, place).end()
+        number, before = number + 1, ","
+    if text[place : place + 1] != "]":
+        yield str(number), Unusable("file cut short or broken")
 
 
 def tar_samples(path: str) -> Iterator[tuple[str, Sample | Unusable]]:

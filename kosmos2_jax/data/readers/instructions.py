@@ -7,11 +7,8 @@ question or answer are bad.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Any
-
-from etils import epath
 
 from kosmos2_jax.data.documents import Document
 from kosmos2_jax.data.readers import files
@@ -19,7 +16,6 @@ from kosmos2_jax.data.readers.base import (
     REQUIRED,
     Note,
     Reading,
-    Records,
     clean_text,
     option,
     parse_json,
@@ -27,7 +23,7 @@ from kosmos2_jax.data.readers.base import (
 )
 from kosmos2_jax.data.readers.captions import checked_picture
 from kosmos2_jax.data.readers.pictures import IMAGES_HELP, picture_store
-from kosmos2_jax.data.skips import CLIPPED, DataError, Unusable
+from kosmos2_jax.data.skips import CLIPPED, Unusable
 from kosmos2_jax.grounding.tags import IMAGE_OPEN
 
 Turn = list[str]  # [question, answer]
@@ -96,21 +92,8 @@ def read_llava(path: str, reading: Reading, options: LlavaOptions) -> Iterator[D
         images = [] if name is None else [checked_picture(store.get(name), reading.pictures)[0]]
         yield reading.document("instruction", key, {"turns": turns}, *images)
 
-    return reading.documents(_llava_records(path), parse)
-
-
-def _llava_records(path: str) -> Records:
-    if not path.endswith(".json"):
-        return files.lines(path)
-    try:
-        records = json.loads(epath.Path(path).read_bytes())
-    except (ValueError, RecursionError):
-        raise DataError(f"{path!r} is not JSON or is cut short: get it again.") from None
-    if not isinstance(records, list):
-        raise DataError(
-            f"{path!r} is not a JSON list of conversations: give LLaVA-Instruct's file."
-        )
-    return ((str(i), record) for i, record in enumerate(records))
+    records = files.json_list(path) if path.endswith(".json") else files.lines(path)
+    return reading.documents(records, parse)
 
 
 @dataclasses.dataclass(frozen=True)

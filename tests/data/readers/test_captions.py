@@ -187,6 +187,17 @@ def test_bad_samples_are_counted_by_reason(
     }
 
 
+def test_names_that_are_no_utf8(tmp_path: Path, samples: list, read: Callable) -> None:
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for ending, content in {"jpg": samples[0][1], "txt": b"good"}.items():
+            info = tarfile.TarInfo(f"caf\udce9.{ending}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    (document,), _ = read("captions", path)
+    assert document.key == "0.tar:caf?"
+
+
 def test_tars_cut_anywhere_give_what_is_whole(
     tmp_path: Path, samples: list, write_img2dataset_tar: Callable, read: Callable
 ) -> None:

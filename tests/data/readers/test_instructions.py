@@ -67,7 +67,7 @@ def test_llava(
     assert skips.reasons("test") == {}
 
 
-@pytest.mark.parametrize("content", [b"[{", b"{}", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"{}", b"\xff", b"", b" 3"])
 def test_llava_files_that_are_no_list(
     content: bytes, tmp_path: Path, images: Path, read: Callable
 ) -> None:
@@ -75,6 +75,20 @@ def test_llava_files_that_are_no_list(
     path.write_bytes(content)
     with pytest.raises(DataError, match="llava.json' is not"):
         read("llava", path, images=str(images))
+
+
+def test_llava_files_that_are_cut_short(tmp_path: Path, images: Path, read: Callable) -> None:
+    path = tmp_path / "llava.json"
+    whole = json.dumps(TALKS, indent=1)
+    for end in range(1, len(whole), 7):
+        path.write_text(whole[:end])
+        documents, skips = read("llava", path, store=False, images=str(images))
+        assert len(documents) < len(TALKS) or end > len(whole) - 5
+        assert skips.reasons("test") == {"file cut short or broken": 1}
+    path.write_text("[" * 100_000)
+    assert read("llava", path, images=str(images))[1].num_skipped("test") == 1
+    path.write_text(" [ ] ")
+    assert read("llava", path, images=str(images))[1].reasons("test") == {}
 
 
 ELSEWHERE = "picture not before the first question"
