@@ -101,7 +101,7 @@ def from_tf_example(serialised: bytes) -> Document:
             source=fields["source"],
             key=fields["key"],
         )
-    except (DecodeError, IndexError, KeyError, TypeError, ValueError):
+    except (DecodeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
         raise DataError(
             "A record is damaged or was not written by tools/prepare_data.py: prepare its source "
             "again."

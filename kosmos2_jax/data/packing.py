@@ -136,7 +136,7 @@ class Packer:
             return 0
         if need[1] > self.limits.images:
             return 1
-        return None if np.any(example["loss_weights"][1:]) else 2
+        return None if example["loss_weights"][1:].any() else 2
 
 
 def pack(examples: Iterable[Example], limits: RowLimits) -> Iterator[Row]:
@@ -177,8 +177,9 @@ def make_row(examples: Sequence[Example], limits: RowLimits) -> Row:
         row["segment_ids"][here] = segment
         pictures = len(example["images"])
         if pictures:
-            slots = np.asarray(example["image_slots"])
-            row["image_slots"][here] = np.where(slots < 0, TEXT_SLOT, slots + first_slot)[:-1]
+            slots = example["image_slots"]
+            row["image_slots"][here] = slots[:-1]
+            row["image_slots"][here][slots[:-1] >= 0] += first_slot
             first_slot += int(slots.max()) + 1
             first = len(row["images"])
             row["image_segments"][first : first + pictures] = segment
@@ -189,7 +190,7 @@ def make_row(examples: Sequence[Example], limits: RowLimits) -> Row:
 
 def _check(example: Example) -> None:
     lengths = {len(example[name]) for name in ("targets", "loss_weights", "image_slots")}
-    slots = int(np.max(example["image_slots"], initial=TEXT_SLOT)) + 1
+    slots = int(example["image_slots"].max(initial=TEXT_SLOT)) + 1
     pictures = len(example["images"])
     if len(lengths) > 1 or (slots % pictures or not slots if pictures else slots):
         raise ValueError(

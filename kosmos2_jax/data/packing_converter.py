@@ -197,9 +197,10 @@ def _one_a_row(ds: tf.data.Dataset, limits: RowLimits) -> tf.data.Dataset:
 
 
 def _packed(ds: tf.data.Dataset, limits: RowLimits) -> tf.data.Dataset:
-    names = list(PackingFeatureConverter.TASK_FEATURES)
-    windows = ds.map(lambda features: {name: features[name] for name in names})
-    windows = windows.ragged_batch(_WINDOW).map(_flatten)
+    names = PackingFeatureConverter.TASK_FEATURES.keys()
+    if ds.element_spec.keys() != names:
+        ds = ds.map(lambda features: {name: features[name] for name in names})
+    windows = ds.ragged_batch(_WINDOW).map(_flatten)
     # A last window without examples says that the open rows are to go.
     windows = windows.concatenate(tf.data.Dataset.from_tensors({**_nothing(), "end": True}))
     state = {

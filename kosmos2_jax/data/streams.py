@@ -121,7 +121,10 @@ def stream_dataset(
             trim_output_features=False,
             try_in_mem_cache=False,
         )
-        return dataset.map(lambda features: {name: features[name] for name in task.output_features})
+        names = task.output_features.keys()
+        if dataset.element_spec.keys() == names:
+            return dataset
+        return dataset.map(lambda features: {name: features[name] for name in names})
 
     if len(tasks) == 1:
         mixed = read(tasks[0])

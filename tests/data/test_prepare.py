@@ -45,7 +45,7 @@ def plan(tmp_path: Path) -> Callable[..., prepare.Plan]:
 
     def make(**settings: object) -> prepare.Plan:
         inputs = [str(tmp_path / "in")]
-        return prepare.make_plan("jsonl", inputs, str(tmp_path / "out"), **settings)  # type: ignore[arg-type]
+        return prepare.make_plan("jsonl", inputs, str(tmp_path / "out"), **settings)
 
     return make
 

@@ -154,7 +154,7 @@ def _write_img2dataset_tar(path: Path, samples: Sequence[tuple[dict[str, Any], b
             for ending, content in img2dataset_files(metadata, encoded).items():
                 info = tarfile.TarInfo(f"{metadata['key']}.{ending}")
                 info.size = len(content)
-                info.mtime = 1795252197.506639  # type: ignore[assignment]
+                info.mtime = 1795252197.506639
                 info.mode = 0o444
                 info.uname = info.gname = "bigdata"
                 tar.addfile(info, io.BytesIO(content))
