@@ -19,12 +19,15 @@ from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from . import easy_vqa, scenes
 
 NAME = "quickstart"
+SEEING = "quickstart_seeing"
 RATES = {
     scenes.REFERRING: 5.0,
     scenes.CAPTION: 0.5,
     scenes.GROUNDING: 1.0,
     easy_vqa.NAME: 1.5,
 }
+# Of the warm start of the vision tower.
+SEEING_RATES = {scenes.INVENTORY: 3.0, easy_vqa.CONTENTS: 1.0}
 _TEXT_SCENES = 800  # whose words the text model sees: each of them many times
 
 
@@ -72,7 +75,7 @@ def prepare(
 
 
 def register(data_dir: Path, inputs: ModelInputs, rates: Mapping[str, float] | None = None) -> str:
-    """Registers all tasks over `data_dir` and the mixture "quickstart", in place of older ones.
+    """Registers all tasks over `data_dir` and mixtures, in place of older ones.
 
     Args:
       data_dir: where `write_scenes` and `write_easy_vqa` wrote.
@@ -80,13 +83,14 @@ def register(data_dir: Path, inputs: ModelInputs, rates: Mapping[str, float] | N
       rates: share of examples by name of task, in any unit; by default `RATES`.
 
     Returns:
-      The mixture's name.
+      The name of the training mixture.
     """
     scenes.register(data_dir, inputs)
     easy_vqa.register(data_dir, inputs)
-    if NAME in seqio.MixtureRegistry.names():
-        seqio.MixtureRegistry.remove(NAME)
-    seqio.MixtureRegistry.add(NAME, list((rates or RATES).items()))
+    for name, shares in ((NAME, rates or RATES), (SEEING, SEEING_RATES)):
+        if name in seqio.MixtureRegistry.names():
+            seqio.MixtureRegistry.remove(name)
+        seqio.MixtureRegistry.add(name, list(shares.items()))
     return NAME
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import easy_vqa
 import numpy as np
@@ -11,14 +11,19 @@ import numpy as np
 from kosmos2_jax.data.records import Record
 from kosmos2_jax.vision.preprocessing import load_image, square_pixels
 
+# Of what records hold; those of another version are written anew.
+VERSION = 2
 SPLITS = ("train", "test")
+SHAPES = frozenset({"circle", "rectangle", "triangle"})
 
 Pair = tuple[str, str]  # question, answer
 
 
 @functools.cache
-def question_records(split: str, per_record: int) -> list[tuple[str, list[Pair]]]:
-    """(picture file, some of its questions with answers), in an order without order.
+def question_records(split: str, per_record: int) -> list[tuple[str, str, list[Pair]]]:
+    """(picture file, contents, some of its questions with answers), in an order without order.
+
+    Contents are what all questions of the picture together tell, such as "a red circle".
 
     Args:
       split: "train" or "test".
@@ -36,15 +41,23 @@ def question_records(split: str, per_record: int) -> list[tuple[str, list[Pair]]
     found = []
     for picture, pairs in sorted(by_picture.items()):
         rng.shuffle(pairs)
+        told = contents(pairs)
         for start in range(0, len(pairs), per_record):
-            found.append((files[picture], pairs[start : start + per_record]))
+            found.append((files[picture], told, pairs[start : start + per_record]))
     return [found[i] for i in rng.permutation(len(found))]
 
 
 def easy_vqa_record(index: int, split: str, per_record: int, image_size: int) -> Record:
     """Record `index` of `question_records` with its picture."""
-    file, pairs = question_records(split, per_record)[index]
-    return Record(_pixels(file, image_size), {"pairs": pairs})
+    file, told, pairs = question_records(split, per_record)[index]
+    return Record(_pixels(file, image_size), {"contents": told, "pairs": pairs})
+
+
+def contents(pairs: Sequence[Pair]) -> str:
+    """The one object of a picture, as far as answers tell: "a red circle", "a red shape"."""
+    answers = {answer for question, answer in pairs if question.startswith("what")}
+    shapes, colors = answers & SHAPES, answers - SHAPES
+    return " ".join(["a", *colors, *(shapes or {"shape"})])
 
 
 @functools.cache  # several records share a picture; all of them take 60 MB
@@ -54,6 +67,6 @@ def _pixels(file: str, image_size: int) -> np.ndarray:
 
 def sentences() -> Iterator[str]:
     """Training questions with answers, as text for a tokenizer."""
-    for _, pairs in question_records("train", 1):
+    for _, _, pairs in question_records("train", 1):
         for question, answer in pairs:
             yield f"Question: {question} Answer: {answer}"

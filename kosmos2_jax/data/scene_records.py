@@ -13,9 +13,7 @@ from kosmos2_jax.grounding.boxes import Box
 from kosmos2_jax.grounding.grounded_text import GroundedText
 
 # Of what annotations hold; records of another version are written anew.
-VERSION = 4
-
-_EXPRESSIONS = 4  # tried for a scene
+VERSION = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +34,8 @@ class SceneAnnotation:
       phrase: the span of `caption` that phrase grounding asks for.
       phrase_held_out: whether one of its objects is of a held-out colour and shape.
       inventory: every object in a phrase of its own, with all its attributes.
-      referring: expressions for objects that are drawn anew each time: one that was asked for
-        may be asked for again, so that only the words tell which one is meant.
+      referring: expressions for the objects, in random order. That each comes once is a
+        curriculum: the last ones leave few objects to choose from.
     """
 
     caption: GroundedText
@@ -77,7 +75,7 @@ def scene_record(index: int, split: str, seed: int, config: SceneConfig) -> Reco
         said = caption(scene, rng)
         phrase = int(rng.integers(len(said.spans)))
         held_out = {item.box for item in scene.objects if is_held_out(item, config)}
-        for k in rng.integers(len(scene.objects), size=_EXPRESSIONS).tolist():
+        for k in rng.permutation(len(scene.objects)).tolist():
             text = referring_expression(scene, rng, k)
             if text is not None:
                 box = scene.objects[k].box

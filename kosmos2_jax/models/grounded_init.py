@@ -12,6 +12,8 @@ vision and language does not need this; it is the project's own choice.
    (as in "Mimetic Initialization of Self-Attention Layers", Trockman and Kolter 2023). What soft
    tokens say is turned by a rotation that keys undo, so that words look for their likes in the
    picture and not at themselves.
+4. It must also find out which location tokens are neighbours. Here each starts out as the sum of
+   a vector of its column and one of its row.
 """
 
 from __future__ import annotations
@@ -39,19 +41,17 @@ _MATCH_GAIN = 2.0  # of queries and keys: a word's likes must stand out from all
 class ReadingHeads(NamedTuple):
     """Linear maps that read, off a patch's state, what is there.
 
-    D hidden size of the tower, V vocabulary, C location cells.
+    D hidden size of the tower, V vocabulary, G location cells a side.
 
     Attributes:
       words: logits of the tokens of phrases in whose boxes the patch lies.
       seen: tokens that occurred in phrases; the columns of others mean nothing.
-      upper_left: logits of the cell of a corner of such a box.
-      lower_right: the same of the opposite corner.
+      corners: logits of the left column, top row, right column and bottom row of such a box.
     """
 
     words: Float[np.ndarray, "D V"]
     seen: Bool[np.ndarray, " V"]
-    upper_left: Float[np.ndarray, "D C"]
-    lower_right: Float[np.ndarray, "D C"]
+    corners: Float[np.ndarray, "4 D G"]
 
 
 def place_vision(params: dict[str, Any], config: Kosmos2Config) -> dict[str, Any]:
@@ -108,14 +108,16 @@ def ground(
     Raises:
       ConfigError: the latents do not form a square grid.
     """
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(key, 4)
     size = config.decoder.hidden_size
     turn = np.asarray(jax.nn.initializers.orthogonal()(keys[0], (size, size)), np.float64)
     resampler = _place_latents(params["resampler"], config, keys[1], states)
-    table = np.asarray(params["decoder"]["token_embedding"], np.float64)
-    wanted = _sayings(heads, table, first_location, turn, keys[2])
+    axes = _axis_codes(keys[3], config.grid_size, size)
+    decoder = _place_locations(params["decoder"], axes, first_location)
+    table = np.asarray(decoder["token_embedding"], np.float64)
+    wanted = _sayings(heads, table, axes, turn, keys[2])
     resampler = _say(resampler, config, keys[2], states, wanted)
-    return {**params, "resampler": resampler, "decoder": _match(params["decoder"], turn)}
+    return {**params, "resampler": resampler, "decoder": _match(decoder, turn)}
 
 
 def _place_latents(
@@ -161,27 +163,42 @@ def _place_latents(
     }
 
 
+def _axis_codes(key: jax.Array, grid_size: int, width: int) -> Float[np.ndarray, "2 G E"]:
+    """Vectors of columns and rows; sums of one of each are as long as embeddings of words."""
+    shape = (2 * grid_size, width)
+    codes = np.asarray(jax.nn.initializers.orthogonal(0.5**0.5)(key, shape), np.float64)
+    return codes.reshape(2, grid_size, width)
+
+
+def _place_locations(
+    decoder: dict[str, Any], axes: Float[np.ndarray, "2 G E"], first_location: int
+) -> dict[str, Any]:
+    """Parameters with location tokens that are sums of their column and row."""
+    columns, rows = axes
+    cells = (rows[:, None] + columns).reshape(-1, columns.shape[-1])
+    table = decoder["token_embedding"]
+    table = table.at[first_location : first_location + len(cells)].set(cells)
+    return {**decoder, "token_embedding": table}
+
+
 def _sayings(
     heads: ReadingHeads,
     table: Float[np.ndarray, "V E"],
-    first_location: int,
+    axes: Float[np.ndarray, "2 G E"],
     turn: Float[np.ndarray, "E E"],
     key: jax.Array,
 ) -> list[tuple[Float[np.ndarray, "D _"], Float[np.ndarray, "_ E"]]]:
     """What is read off states, and the vector that says each of it."""
-    cells = slice(first_location, first_location + heads.upper_left.shape[1])
+    # A softmax does not see what all of its logits share.
+    left, top, right, bottom = heads.corners - heads.corners.mean(-1, keepdims=True)
+    codes = np.concatenate(axes)
     # Both corners are cells; another rotation tells them apart.
     other = jax.nn.initializers.orthogonal()(jax.random.fold_in(key, 1), turn.shape)
     return [
         (heads.words[:, heads.seen], table[heads.seen] @ turn),
-        (_centred(heads.upper_left), table[cells] @ turn),
-        (_centred(heads.lower_right), table[cells] @ np.asarray(other, np.float64)),
+        (np.concatenate([left, top], axis=1), codes @ turn),
+        (np.concatenate([right, bottom], axis=1), codes @ np.asarray(other, np.float64)),
     ]
-
-
-def _centred(logits: Float[np.ndarray, "D C"]) -> Float[np.ndarray, "D C"]:
-    """A softmax does not see what all of its logits share."""
-    return logits - logits.mean(1, keepdims=True)
 
 
 def _say(

@@ -67,13 +67,13 @@ class WarmStartConfig:
 
     Attributes:
       steps: updates; 0 for none, and the reference's initial values.
-      task: seqio task or mixture whose grounded phrases teach it.
+      task: seqio task or mixture whose phrases teach it, with boxes or without.
       batch_size: rows of one update.
       learning_rate: its peak; the rate falls to 0 at the end.
     """
 
     steps: int = 0
-    task: str = "quickstart_scenes_inventory"
+    task: str = "quickstart_seeing"
     batch_size: int = 16
     learning_rate: float = 3e-3
 

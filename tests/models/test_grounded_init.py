@@ -24,7 +24,7 @@ CONFIG = preset("tiny").replace(
     resampler={"num_latents": SIDE**2},
     decoder={"hidden_size": 64, "num_layers": 2, "num_heads": 2},
 )
-CELLS, FIRST_LOCATION, WORDS = 16, 100, (7, 8, 9)
+GRID_SIZE, FIRST_LOCATION, WORDS = CONFIG.grid_size, 100, (7, 8, 9)
 
 
 def pictures(seed: int, count: int) -> np.ndarray:
@@ -44,8 +44,8 @@ def reading_heads() -> ReadingHeads:
     rng = np.random.default_rng(5)
     width, size = CONFIG.vision.hidden_size, CONFIG.decoder.vocab_size
     seen = np.isin(np.arange(size), WORDS)
-    corners = rng.normal(size=(2, width, CELLS))
-    return ReadingHeads(rng.normal(size=(width, size)), seen, *corners)
+    corners = rng.normal(size=(4, width, GRID_SIZE))
+    return ReadingHeads(rng.normal(size=(width, size)), seen, corners)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["unrolled", "scanned"])
@@ -111,6 +111,17 @@ def test_keys_are_queries_turned_back(grounded):
     np.testing.assert_allclose(turns[0], turns[1], atol=1e-3)
 
 
+def test_location_tokens_are_sums_of_their_column_and_row(grounded):
+    _, params, _ = grounded
+    table = np.asarray(params["decoder"]["token_embedding"])
+    cells = table[FIRST_LOCATION : FIRST_LOCATION + GRID_SIZE**2].reshape(GRID_SIZE, GRID_SIZE, -1)
+    np.testing.assert_allclose(np.linalg.norm(cells, axis=-1), 1.0, atol=1e-4)
+    steps_right = cells[:, 1:] - cells[:, :-1]
+    np.testing.assert_allclose(steps_right, steps_right[:1].repeat(GRID_SIZE, 0), atol=1e-5)
+    steps_down = cells[1:] - cells[:-1]
+    np.testing.assert_allclose(steps_down, steps_down[:, :1].repeat(GRID_SIZE, 1), atol=1e-5)
+
+
 def test_only_what_it_says_is_changed(grounded):
     fresh, params, _ = grounded
     before, after = flatten(fresh), flatten(params)
@@ -127,6 +138,7 @@ def test_only_what_it_says_is_changed(grounded):
         "resampler/projection/bias",
         *(f"resampler/attention/{name}/{part}" for name in ("query", "key", "value", "out")
           for part in ("kernel", "bias")),
+        "decoder/token_embedding",
         *(f"decoder/{layer}/attention/{name}/kernel" for layer in layers
           for name in ("query", "key")),
     }  # fmt: skip
