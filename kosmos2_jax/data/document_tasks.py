@@ -16,6 +16,7 @@ from etils import epath
 
 from kosmos2_jax.data.documents import Document, from_tf_example
 from kosmos2_jax.data.encode_document import EncodeSettings, Features, encode_document
+from kosmos2_jax.data.examples import Example, encode_example
 from kosmos2_jax.data.features import output_features
 from kosmos2_jax.data.skips import DataError, Skips
 from kosmos2_jax.data.streams import COUNTS
@@ -64,6 +65,28 @@ def encode_each(documents: Documents, settings: TaskSettings, skips: Skips) -> I
         yield from encode_document(
             document, settings.vocabulary, settings.encode, settings.seed, skips, number
         )
+
+
+def encode_built(build: Callable[[Document], tuple[Example, dict[str, Any]]]) -> Encode:
+    """Returns what encodes documents whose example, and truth for evaluation, `build` makes.
+
+    Nothing is cut or left out, as nothing may be that is evaluated.
+    """
+
+    def encode(documents: Documents, settings: TaskSettings, skips: Skips) -> Iterator[Features]:
+        for document, _ in documents:
+            example, truth = build(document)
+            features = encode_example(
+                example,
+                settings.vocabulary,
+                settings.encode.num_latents,
+                settings.encode.quantiser,
+                settings.encode.word_weight,
+            )
+            skips.kept(document.source)
+            yield {**features, TRUTH: truth}
+
+    return encode
 
 
 class DocumentSource(seqio.FileDataSource):
@@ -127,8 +150,8 @@ def add_task(
 ) -> None:
     """Adds a seqio task over prepared documents, in place of any of the same name.
 
-    Its output features are those of `kosmos2_jax.data.features.output_features`. Examples are
-    never longer than the sequence lengths that seqio is given, nor have they more pictures.
+    Its output features are those of `kosmos2_jax.data.features.output_features`. `settings` are
+    cut to the sequence lengths that seqio is given, so that examples fit into rows.
 
     Args:
       name: of the task.
@@ -154,7 +177,7 @@ def add_task(
         name,
         source=DocumentSource(folders, splits),
         preprocessors=[preprocess],
-        output_features=output_features(settings.vocabulary, encoded=True),
+        output_features=output_features(settings.vocabulary),
         postprocess_fn=postprocess_fn,
         metric_fns=list(metric_fns),
         shuffle_buffer_size=settings.shuffle_buffer,
@@ -181,8 +204,8 @@ def _files(folder: epath.Path, split: str) -> list[str]:
         )
     if len(files) != int(shards[1]):
         raise DataError(
-            f"{str(folder)!r} holds {len(files)} files of split {split!r} and not {int(shards[1])}, as "
-            "their names say: prepare it again."
+            f"{str(folder)!r} holds {len(files)} files of split {split!r}, where their names say "
+            f"{int(shards[1])}: prepare it again."
         )
     return files
 

@@ -128,10 +128,10 @@ def encode_document(
       instruction: pictures, then `Question: ... Answer: ...` of each turn; answers are learnt.
 
     What holds a tag is skipped, see `document_content.text_of`; line breaks but those of kind
-    "text" are blanks (trap T-33). What is longer than `max_tokens` is cut there, pictures and tokens together; what
-    then stands behind the last token to be learnt goes too, and `</s>` with it. A page is cut
-    before the picture after `max_images` in the same way. Grounded captions are not cut but
-    skipped, as a cut would leave phrases without boxes.
+    "text" are blanks (trap T-33). What is longer than `max_tokens` is cut there, pictures and
+    tokens together; what then stands behind the last token to be learnt goes too, and `</s>` with
+    it. A page is cut before the picture after `max_images` in the same way. Grounded captions are
+    not cut but skipped, as a cut would leave phrases without boxes.
 
     Args:
       document: anything in it that is malformed is counted in `skips`.

@@ -10,9 +10,7 @@ import tensorflow as tf
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 
 
-def output_features(
-    vocabulary: Kosmos2Vocabulary, *, encoded: bool = False
-) -> Mapping[str, seqio.Feature]:
+def output_features(vocabulary: Kosmos2Vocabulary) -> Mapping[str, seqio.Feature]:
     """The output features of every task; see `kosmos2_jax.data.examples.encode_example`.
 
     Token ids are called "targets" because seqio's evaluator decodes the feature of that name.
@@ -21,9 +19,8 @@ def output_features(
         "targets": seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
         "loss_weights": seqio.ContinuousFeature(dtype=tf.float32, rank=1),
         "image_slots": seqio.ContinuousFeature(dtype=tf.int32, rank=1),
-        "images": seqio.ContinuousFeature(dtype=tf.string, rank=1)
-        if encoded
-        else seqio.ContinuousFeature(dtype=tf.uint8, rank=4),
+        # Encoded, as they are until the very last.
+        "images": seqio.ContinuousFeature(dtype=tf.string, rank=1),
     }
 
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from etils import epath
 
-from kosmos2_jax.data import documents, records
+from kosmos2_jax.data import document_files, documents
 from kosmos2_jax.data.readers import FORMATS
 from kosmos2_jax.data.readers.base import Reading, Share
 from kosmos2_jax.data.readers.pictures import PictureRules
@@ -77,7 +77,7 @@ class Plan:
     @functools.cached_property
     def shards(self) -> list[epath.Path]:
         """The files of the output shards."""
-        return records.shard_files(epath.Path(self.out), self.split, self.num_shards)
+        return document_files.shard_files(epath.Path(self.out), self.split, self.num_shards)
 
     def mark(self, ending: str, index: int | None = None) -> epath.Path:
         """A file beside the shards that says how far they, or one of them, are."""

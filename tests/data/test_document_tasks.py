@@ -277,7 +277,7 @@ def test_sources_that_are_not_there_are_named(tmp_path: Path, settings: TaskSett
     fails("laoin' holds no finished split 'train'")
     prepared.write(tmp_path / "laoin", [prepared.document("text", 1)], files=3)
     (tmp_path / "laoin" / prepared.shard_name(1, 3)).unlink()
-    fails("holds 2 files of split 'train' and not 3")
+    fails("holds 2 files of split 'train', where their names say 3")
     prepared.write(tmp_path / "other", [prepared.document("text", n) for n in range(9)])
     (tmp_path / "laoin").rename(tmp_path / "old")
     (tmp_path / "other").rename(tmp_path / "laoin")
