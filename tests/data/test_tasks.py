@@ -193,6 +193,6 @@ def test_prompts_end_before_the_first_learnt_token(vocabulary: Kosmos2Vocabulary
 
 
 def test_a_scene_that_does_not_fit_is_one_clear_error() -> None:
-    lengths = feature_lengths(20)
+    lengths = feature_lengths(10)
     with pytest.raises(ConfigError, match="raise the length"):
         next(packed_batches(scenes.REC, lengths, 8, 0, image_size=64, pack=False, split="test"))
