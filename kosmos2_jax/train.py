@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.packed_pipeline import PackedBatches, packed_batches
-from kosmos2_jax.data.prepare import MIN_EXAMPLES_TO_STOP
+from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
 from kosmos2_jax.errors import ConfigError, Kosmos2Error
 from kosmos2_jax.evaluate import TaskResult, evaluate_tasks
 from kosmos2_jax.grounding import Kosmos2Vocabulary
@@ -128,6 +128,8 @@ def train(run: RunConfig, workdir: Path) -> Trained:
             _evaluate(run, model, state, vocabulary, lengths, log, step, limit)
             clock = time.perf_counter()  # an evaluation is not training time
     bar.close()
+    if done < steps:
+        _say(f"read:\n{batches.skips().report()}")
     batches.close()
 
     save_folder(
@@ -243,6 +245,8 @@ def _evaluate(
     step: int,
     limit: int,
 ) -> dict[str, TaskResult]:
+    if not run.evaluation.tasks:
+        return {}
     results = evaluate_tasks(model, state.params, vocabulary, run.evaluation, lengths, limit)
     figures = {name: value for r in results.values() for name, value in r.metrics.items()}
     log.write(step, {f"eval/{name}": value for name, value in figures.items()})

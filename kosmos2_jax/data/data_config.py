@@ -87,6 +87,7 @@ class DataConfig:
         """
         return EncodeSettings(
             num_latents=model.resampler.num_latents,
+            max_tokens=model.decoder.max_length,
             max_images=self.max_images,
             quantiser=self.quantiser,
             word_weight=self.word_weight,

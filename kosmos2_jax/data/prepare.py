@@ -32,14 +32,12 @@ from kosmos2_jax.data import document_files, documents
 from kosmos2_jax.data.readers import FORMATS
 from kosmos2_jax.data.readers.base import Reading, Share
 from kosmos2_jax.data.readers.pictures import PictureRules
-from kosmos2_jax.data.skips import DataError, Skips
+from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP, DataError, Skips
 
 # Of readers and records; shards of another version are not mixed with new ones.
 VERSION = 1
 
-# A run is stopped early only by so many examples, of which more than so many times the limit are
-# bad: what comes first may be worse than the rest.
-MIN_EXAMPLES_TO_STOP = 1000
+# A run is stopped early only where more than so many times the limit are bad.
 _EARLY = 2
 
 _SECONDS_BETWEEN_REPORTS = 5.0

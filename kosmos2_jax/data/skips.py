@@ -17,6 +17,9 @@ from kosmos2_jax.errors import Kosmos2Error
 CLIPPED = "clipped: "
 FILTERED = "filtered: "
 
+# No source is judged by fewer examples: what comes first may be worse than the rest.
+MIN_EXAMPLES_TO_STOP = 1000
+
 
 class DataError(Kosmos2Error):
     """A source that is missing, empty, damaged or mostly unusable."""
