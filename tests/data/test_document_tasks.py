@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import seqio
 
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
+from kosmos2_jax.data import prepare
 from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.data.document_tasks import TaskSettings
 from kosmos2_jax.data.encode_document import EncodeSettings
@@ -255,6 +257,30 @@ def test_what_is_skipped_is_counted_once_on_any_number_of_shards(
     batches.skips().check(limit=0.05, least=10_000)
     with pytest.raises(DataError, match=r"\d\.\d% of source 'caption source' had to be skipped"):
         batches.skips().check(limit=0.05)
+
+
+def test_what_prepare_wrote_is_read_in_full(
+    tmp_path: Path, settings: TaskSettings, vocabulary: Kosmos2Vocabulary
+) -> None:
+    texts = [prepared.words(n, 2 + n % 4) for n in range(50)]
+    lines = [json.dumps({"text": one}) for one in texts]
+    (tmp_path / "pile.jsonl").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "data" / "text" / "pile"
+    plan = prepare.make_plan("jsonl", [str(tmp_path / "pile.jsonl")], str(out), num_shards=4)
+    prepare.start(plan)
+    prepare.convert(plan, 0)
+    mixtures.register("t_prepared", {"text/pile": 1.0}, tmp_path / "data", settings)
+    with pytest.raises(DataError, match="no finished split 'train'.*run it to its end"):
+        next(read("t_prepared"))
+    prepare.convert_all(plan)
+    mixtures.register("t_prepared", {"text": 1.0}, tmp_path / "data", settings)
+    ids: Counter[tuple[int, ...]] = Counter()
+    for batch in read("t_prepared"):
+        for targets, segments in zip(batch["targets"], batch["segment_ids"], strict=True):
+            row = targets[segments > 0]
+            ends = np.flatnonzero(row == vocabulary.eos_id) + 1
+            ids.update(tuple(part.tolist()) for part in np.split(row, ends) if len(part))
+    assert ids == Counter((*vocabulary.encode(one), vocabulary.eos_id) for one in texts)
 
 
 def test_a_source_without_use_ends_the_run(tmp_path: Path, settings: TaskSettings) -> None:
