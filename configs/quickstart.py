@@ -47,7 +47,9 @@ def get_config() -> ConfigDict:
                 # What the warm start has taught them must not be lost while the decoder learns.
                 factors={"vision": 0.1, "resampler": 0.1},
             ),
-            data=DataConfig(batch_size=32, length=136, word_weight=0.1),
+            data=DataConfig(
+                batch_size=32, length=136, streams=1, shuffle_buffer=64, word_weight=0.1
+            ),
             evaluation=EvaluationConfig(
                 tasks=(
                     "quickstart_scenes_rec",

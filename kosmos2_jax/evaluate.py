@@ -10,7 +10,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from kosmos2_jax.data.converter import Kosmos2FeatureConverter
+from kosmos2_jax.data.packing_converter import PackingFeatureConverter
+from kosmos2_jax.data.pictures import decode_picture
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.training.run_config import EvaluationConfig
@@ -74,9 +75,10 @@ def _evaluate_task(
     limit: int,
     split: str,
 ) -> TaskResult:
+    image_size = model.config.vision.image_size
     evaluator = seqio.Evaluator(
         name,
-        feature_converter=Kosmos2FeatureConverter(model.config.vision.image_size),
+        feature_converter=PackingFeatureConverter(image_size),
         eval_split=split,
         sequence_length=dict(lengths),
         num_examples=limit or None,
@@ -104,7 +106,7 @@ def _evaluate_task(
             for text, example in zip(outputs, examples, strict=True)
         ],
         targets=[task.postprocess_fn("", example=e, is_target=True) for e in examples],
-        images=[example["images"][0] for example in examples],
+        images=[decode_picture(example["images"][0], image_size) for example in examples],
     )
 
 

@@ -6,7 +6,7 @@ The story of a run: settings, mesh, data, model, state, step, loop.
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 import sys
 import time
@@ -19,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from kosmos2_jax.data.features import feature_lengths
-from kosmos2_jax.data.pipeline import train_batches
+from kosmos2_jax.data.packed_pipeline import PackedBatches, packed_batches
+from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
 from kosmos2_jax.errors import ConfigError, Kosmos2Error
 from kosmos2_jax.evaluate import TaskResult, evaluate_tasks
 from kosmos2_jax.grounding import Kosmos2Vocabulary
@@ -73,8 +74,7 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     run = with_vocabulary(run, vocabulary)
     _record_run(run, workdir)
     lengths = feature_lengths(run.data.length, run.data.images)
-    image_size = run.model.vision.image_size
-    batches = train_batches(mixture, lengths, run.data.batch_size, run.seed, image_size=image_size)
+    batches = open_batches(run, mixture, run.data.batch_size, pack=run.data.pack)
 
     # Model, state, step
     model = Kosmos2Model(run.model, generation_config(run))
@@ -88,12 +88,11 @@ def train(run: RunConfig, workdir: Path) -> Trained:
         _say(f"going on from update {done}")
     else:
         state = create_state(run, optimizer, shardings)
-        first = run.warm_start
-        lessons = train_batches(
-            first.task, lengths, first.batch_size, run.seed, image_size=image_size
-        )
-        state = warm_up(run, state, shardings, vocabulary, lessons)
-        lessons.close()
+        if run.warm_start.steps:
+            first = run.warm_start
+            lessons = open_batches(run, first.task, first.batch_size, pack=False)
+            state = warm_up(run, state, shardings, vocabulary, lessons)
+            lessons.close()
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     _say(f"{size:,} parameters on {mesh.size} device(s)")
     train_step = make_train_step(
@@ -118,8 +117,9 @@ def train(run: RunConfig, workdir: Path) -> Trained:
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
             bar.set_postfix(loss=f"{values['train/loss']:.3f}")
             values["train/learning_rate"] = float(schedule(step - 1))
-            values["train/examples_per_second"] = len(pending) * run.data.batch_size / seconds
-            log.write(step, values)
+            values["train/rows_per_second"] = len(pending) * run.data.batch_size / seconds
+            log.write(step, {**values, **data_figures(run, step, batches)})
+            batches.skips().check(run.data.max_skipped, MIN_EXAMPLES_TO_STOP)
             pending = []
         if step % run.checkpoint_every == 0 or last:
             checkpoints.save(step, state, batches)
@@ -128,6 +128,8 @@ def train(run: RunConfig, workdir: Path) -> Trained:
             _evaluate(run, model, state, vocabulary, lengths, log, step, limit)
             clock = time.perf_counter()  # an evaluation is not training time
     bar.close()
+    if done < steps:
+        _say(f"read:\n{batches.skips().report()}")
     batches.close()
 
     save_folder(
@@ -150,20 +152,52 @@ def prepare_data(run: RunConfig, workdir: Path) -> tuple[str, Kosmos2Vocabulary]
 
     Returns:
       The name of the training mixture, and the vocabulary.
+
+    Raises:
+      ConfigError: there is no such module of tasks.
     """
-    tasks = importlib.import_module(f"kosmos2_jax.tasks.{run.data.tasks}")
-    folder = Path(run.data.folder) if run.data.folder else workdir / "data"
-    return tasks.prepare(
-        folder,
-        train_scenes=run.data.train_scenes,
-        test_scenes=run.data.test_scenes,
-        pieces=run.data.pieces,
+    ours, own = f"kosmos2_jax.tasks.{run.data.tasks}", run.data.tasks
+    for module in (ours, own):
+        if _is_there(module):
+            folder = Path(run.data.folder) if run.data.folder else workdir / "data"
+            return importlib.import_module(module).prepare(folder, run.data, run.model, run.seed)
+    raise ConfigError(f"data.tasks names no module: there is neither {ours} nor {own}")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # a package around it is missing; no name at all
+        return False
+
+
+def open_batches(run: RunConfig, mixture: str, batch_size: int, *, pack: bool) -> PackedBatches:
+    """Endless batches of a mixture or task, from the beginning."""
+    data = run.data
+    return packed_batches(
+        mixture,
+        feature_lengths(data.length, data.images),
+        batch_size,
+        run.seed,
         image_size=run.model.vision.image_size,
-        num_latents=run.model.resampler.num_latents,
-        grid_size=run.model.grid_size,
-        word_weight=run.data.word_weight,
-        seed=run.seed,
+        pack=pack,
+        open_rows=data.open_rows,
+        image_mode=data.image_mode,
+        num_streams=data.streams,
+        threads=data.threads,
     )
+
+
+def data_figures(run: RunConfig, step: int, batches: PackedBatches) -> dict[str, float]:
+    """What was read in all updates so far: proportions, fullness of rows, and what was skipped."""
+    tasks, skips = batches.tasks(), batches.skips()
+    examples, tokens = (sum(column) for column in zip(*tasks.values(), strict=True))
+    values = {"data/fill": tokens / (step * run.data.batch_size * run.data.length)}
+    for task, (its_examples, its_tokens) in sorted(tasks.items()):
+        values[f"data/examples/{task}"] = its_examples / examples
+        values[f"data/tokens/{task}"] = its_tokens / tokens
+    skipped = {source: skips.num_skipped(source) for source in skips.sources()}
+    return values | {f"data/skipped/{source}": float(n) for source, n in skipped.items() if n}
 
 
 def with_vocabulary(run: RunConfig, vocabulary: Kosmos2Vocabulary) -> RunConfig:
@@ -211,6 +245,8 @@ def _evaluate(
     step: int,
     limit: int,
 ) -> dict[str, TaskResult]:
+    if not run.evaluation.tasks:
+        return {}
     results = evaluate_tasks(model, state.params, vocabulary, run.evaluation, lengths, limit)
     figures = {name: value for r in results.values() for name, value in r.metrics.items()}
     log.write(step, {f"eval/{name}": value for name, value in figures.items()})

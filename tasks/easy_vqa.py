@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import seqio
-
-from kosmos2_jax.data import examples, features, preprocessing, records
+from kosmos2_jax.data import document_files, document_tasks, examples
+from kosmos2_jax.data.document_tasks import TaskSettings, truth_of
+from kosmos2_jax.data.documents import Document
 from kosmos2_jax.data.easy_vqa_records import SPLITS, VERSION, easy_vqa_record, question_records
-from kosmos2_jax.data.preprocessing import ModelInputs, truth_of
 from kosmos2_jax.evaluation import vqa
 from kosmos2_jax.grounding import GroundedText, tags
 
@@ -27,13 +25,13 @@ def write_easy_vqa(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> bool:
-    """Copies a split into `data_dir/easy_vqa` unless it is there; see `write_records`.
+    """Copies a split into `data_dir/easy_vqa` unless it is there; see `write_documents`.
 
     A training record has up to four questions about its picture, a test record one.
     """
     per_record = 4 if split == "train" else 1
     settings = {"per_record": per_record, "image_size": image_size}
-    return records.write_records(
+    return document_files.write_documents(
         Path(data_dir) / "easy_vqa",
         split,
         len(question_records(split, per_record)),
@@ -43,39 +41,36 @@ def write_easy_vqa(
     )
 
 
-def register(data_dir: Path, inputs: ModelInputs) -> tuple[str, ...]:
+def register(data_dir: Path, settings: TaskSettings) -> tuple[str, ...]:
     """Adds the tasks over `data_dir/easy_vqa` to seqio, in place of any of the same names."""
-    tasks: dict[str, tuple[preprocessing.Build, dict[str, Any]]] = {
+    tasks: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         NAME: (_build, {"postprocess_fn": _postprocess, "metric_fns": [vqa_accuracy]}),
         CONTENTS: (_build_contents, {}),
     }
     for name, (build, evaluation) in tasks.items():
-        if name in seqio.TaskRegistry.names():
-            seqio.TaskRegistry.remove(name)
-        seqio.TaskRegistry.add(
+        document_tasks.add_task(
             name,
-            source=preprocessing.record_source(Path(data_dir) / "easy_vqa", SPLITS),
-            preprocessors=[preprocessing.encode_records(build, inputs)],
-            output_features=features.output_features(inputs.vocabulary),
-            shuffle_buffer_size=64,  # records are in random order already
+            [str(Path(data_dir) / "easy_vqa")],
+            settings,
+            ("instruction",),
+            document_tasks.encode_built(build),
+            splits=SPLITS,
             **evaluation,
         )
     return tuple(tasks)
 
 
-def _build(
-    pixels: np.ndarray, annotation: Mapping[str, Any]
-) -> tuple[examples.Example, dict[str, Any]]:
-    pairs = [(question, answer) for question, answer in annotation["pairs"]]
+def _build(document: Document) -> tuple[examples.Example, dict[str, Any]]:
+    pairs = [(question, answer) for question, answer in document.content["turns"]]
     question, answer = pairs[0]
-    return examples.question_example([pixels], pairs), {"question": question, "answer": answer}
+    truth = {"question": question, "answer": answer}
+    return examples.question_example(document.images, pairs), truth
 
 
-def _build_contents(
-    pixels: np.ndarray, annotation: Mapping[str, Any]
-) -> tuple[examples.Example, dict[str, Any]]:
+def _build_contents(document: Document) -> tuple[examples.Example, dict[str, Any]]:
     """What there is to see: the quickest lesson in seeing it."""
-    return examples.caption_example(pixels, GroundedText(annotation["contents"])), {}
+    contents = GroundedText(document.content["contents"])
+    return examples.caption_example(document.images[0], contents), {}
 
 
 def _postprocess(output: str, example: Mapping[str, Any], is_target: bool) -> list[str] | str:

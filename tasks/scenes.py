@@ -8,11 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import seqio
-
-from kosmos2_jax.data import examples, features, preprocessing, records
-from kosmos2_jax.data.preprocessing import ModelInputs, truth_of
+from kosmos2_jax.data import document_files, document_tasks, examples
+from kosmos2_jax.data.document_tasks import TaskSettings, truth_of
+from kosmos2_jax.data.documents import Document
 from kosmos2_jax.data.scene_records import VERSION, SceneAnnotation, scene_record
 from kosmos2_jax.data.scenes import SPLITS, SceneConfig
 from kosmos2_jax.evaluation import metrics
@@ -36,9 +34,9 @@ def write_scenes(
     processes: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> bool:
-    """Draws scenes into `data_dir/scenes` unless they are there already; see `write_records`."""
+    """Draws scenes into `data_dir/scenes` unless they are there already; see `write_documents`."""
     config = config or SceneConfig()
-    return records.write_records(
+    return document_files.write_documents(
         Path(data_dir) / "scenes",
         split,
         count,
@@ -49,19 +47,18 @@ def write_scenes(
     )
 
 
-def register(data_dir: Path, inputs: ModelInputs) -> tuple[str, ...]:
+def register(data_dir: Path, settings: TaskSettings) -> tuple[str, ...]:
     """Adds the tasks over `data_dir/scenes` to seqio, in place of any of the same names.
 
     Args:
       data_dir: where `write_scenes` wrote; files need not be there yet.
-      inputs: what of the model the data must know.
+      settings: how scenes become examples.
 
     Returns:
       The names of the tasks.
     """
-    source = preprocessing.record_source(Path(data_dir) / "scenes", SPLITS)
-    grid_size = inputs.vocabulary.grid_size
-    tasks: dict[str, tuple[preprocessing.Build, dict[str, Any]]] = {
+    grid_size = settings.vocabulary.grid_size
+    tasks: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         CAPTION: (_build_caption, {}),
         INVENTORY: (_build_inventory, {}),
         REFERRING: (_build_referring, {}),
@@ -75,62 +72,50 @@ def register(data_dir: Path, inputs: ModelInputs) -> tuple[str, ...]:
         ),
     }
     for name, (build, evaluation) in tasks.items():
-        if name in seqio.TaskRegistry.names():
-            seqio.TaskRegistry.remove(name)
-        seqio.TaskRegistry.add(
+        document_tasks.add_task(
             name,
-            source=source,
-            preprocessors=[preprocessing.encode_records(build, inputs)],
-            output_features=features.output_features(inputs.vocabulary),
-            # Records are in random order already, and the buffer travels with checkpoints.
-            shuffle_buffer_size=64,
+            [str(Path(data_dir) / "scenes")],
+            settings,
+            ("scene",),
+            document_tasks.encode_built(build),
+            splits=SPLITS,
             **evaluation,
         )
     return tuple(tasks)
 
 
-def _build_caption(
-    pixels: np.ndarray, annotation: Mapping[str, Any]
-) -> tuple[examples.Example, dict[str, Any]]:
-    caption = SceneAnnotation.from_dict(annotation).caption
-    return examples.caption_example(pixels, caption), {}
+def _build_caption(scene: Document) -> tuple[examples.Example, dict[str, Any]]:
+    caption = SceneAnnotation.from_dict(scene.content).caption
+    return examples.caption_example(scene.images[0], caption), {}
 
 
-def _build_inventory(
-    pixels: np.ndarray, annotation: Mapping[str, Any]
-) -> tuple[examples.Example, dict[str, Any]]:
+def _build_inventory(scene: Document) -> tuple[examples.Example, dict[str, Any]]:
     """Everything there is to say, the same way each time: the quickest lesson in seeing."""
-    inventory = SceneAnnotation.from_dict(annotation).inventory
-    return examples.caption_example(pixels, inventory), {}
+    inventory = SceneAnnotation.from_dict(scene.content).inventory
+    return examples.caption_example(scene.images[0], inventory), {}
 
 
-def _build_referring(
-    pixels: np.ndarray, annotation: Mapping[str, Any]
-) -> tuple[examples.Example, dict[str, Any]]:
+def _build_referring(scene: Document) -> tuple[examples.Example, dict[str, Any]]:
     """All expressions of a scene in a row, for training."""
-    referring = SceneAnnotation.from_dict(annotation).referring
+    referring = SceneAnnotation.from_dict(scene.content).referring
     expressions = [(r.text, (r.box,)) for r in referring]
     # Saying what there is teaches a small model to see it; boxes alone teach it much later.
-    return examples.referring_example(pixels, expressions, learn_words=True), {}
+    return examples.referring_example(scene.images[0], expressions, learn_words=True), {}
 
 
-def _build_rec(
-    pixels: np.ndarray, annotation: Mapping[str, Any]
-) -> tuple[examples.Example, dict[str, Any]]:
+def _build_rec(scene: Document) -> tuple[examples.Example, dict[str, Any]]:
     """One expression of a scene, as in the evaluation of RefCOCO (spec section 5.3)."""
-    first = SceneAnnotation.from_dict(annotation).referring[0]
+    first = SceneAnnotation.from_dict(scene.content).referring[0]
     truth = _truth(first.text, (first.box,), first.held_out)
-    return examples.referring_example(pixels, [(first.text, (first.box,))]), truth
+    return examples.referring_example(scene.images[0], [(first.text, (first.box,))]), truth
 
 
-def _build_grounding(
-    pixels: np.ndarray, annotation: Mapping[str, Any]
-) -> tuple[examples.Example, dict[str, Any]]:
+def _build_grounding(scene: Document) -> tuple[examples.Example, dict[str, Any]]:
     """One phrase of the caption after the words before it (spec section 5.2)."""
-    scene = SceneAnnotation.from_dict(annotation)
-    span = scene.caption.spans[scene.phrase]
-    truth = _truth(span.text, span.boxes, scene.phrase_held_out)
-    return examples.grounding_example(pixels, scene.caption, scene.phrase), truth
+    said = SceneAnnotation.from_dict(scene.content)
+    span = said.caption.spans[said.phrase]
+    truth = _truth(span.text, span.boxes, said.phrase_held_out)
+    return examples.grounding_example(scene.images[0], said.caption, said.phrase), truth
 
 
 def _truth(phrase: str, boxes: Sequence[Box], held_out: bool) -> dict[str, Any]:

@@ -94,8 +94,7 @@ def _measure(
     choice = rng.choice(KINDS, arguments.documents, p=np.array(SAMPLES) / sum(SAMPLES))
     documents = [_document(k, i, words, pictures, SIZES[kind], rng) for i, k in enumerate(choice)]
     per_document = np.mean([len(document.images) for document in documents])
-    _write(folder, documents)
-    name = _register(f"benchmark_{kind}", folder, vocabulary)
+    name = _register(f"benchmark_{kind}", folder, documents, vocabulary)
     lengths = feature_lengths(arguments.length, arguments.images)
 
     plain = _plain_loop(pictures, arguments.pictures // 2)
@@ -276,77 +275,19 @@ def _annotation(caption: Sequence[str], rng: np.random.Generator) -> list[float]
     return [start, end, left, top, left + 0.3, top + 0.3, 0.9]
 
 
-def _write(folder: Path, documents: Sequence[Document]) -> None:
-    import tensorflow as tf
+def _register(
+    name: str, folder: Path, documents: Sequence[Document], vocabulary: Kosmos2Vocabulary
+) -> str:
+    """Writes documents, and adds a seqio task over them; gives its name."""
+    from kosmos2_jax.data import document_files, document_tasks
+    from kosmos2_jax.data.encode_document import EncodeSettings
 
-    from kosmos2_jax.data.documents import to_tf_example
-
-    folder.mkdir()
-    for shard in range(FILES):
-        name = folder / f"train-{shard:05d}-of-{FILES:05d}.tfrecord"
-        with tf.io.TFRecordWriter(str(name)) as writer:
-            for document in documents[shard::FILES]:
-                writer.write(to_tf_example(document))
-
-
-def _register(name: str, folder: Path, vocabulary: Kosmos2Vocabulary) -> str:
-    """Adds a seqio task over these documents; gives its name."""
-    import numpy as np
-    import seqio
-    import tensorflow as tf
-
-    from kosmos2_jax.data.documents import from_tf_example
-    from kosmos2_jax.data.encode_document import EncodeSettings, encode_document
-    from kosmos2_jax.data.skips import Skips
-
-    settings, skips = EncodeSettings(num_latents=LATENTS), Skips()
-    types = {
-        "targets": tf.int32,
-        "loss_weights": tf.float32,
-        "image_slots": tf.int32,
-        "images": tf.string,
-    }
-
-    def encode(records: np.ndarray) -> list[np.ndarray]:
-        documents = map(from_tf_example, records)
-        found = [
-            features
-            for document in documents
-            for features in encode_document(document, vocabulary, settings, 0, skips)
-        ]
-        flat = [np.concatenate([features[name] for features in found]) for name in types]
-        lengths = [np.array([len(f[n]) for f in found]) for n in ("targets", "images")]
-        return [*flat, *lengths]
-
-    def preprocess(records: tf.Tensor) -> dict[str, tf.RaggedTensor]:
-        *flat, lengths, counts = tf.numpy_function(
-            encode, [records], [*types.values(), tf.int64, tf.int64], stateful=False
-        )
-        return {
-            name: tf.RaggedTensor.from_row_lengths(
-                tf.ensure_shape(values, [None]),
-                tf.ensure_shape(counts if name == "images" else lengths, [None]),
-            )
-            for name, values in zip(types, flat, strict=True)
-        }
-
-    seqio.TaskRegistry.add(
-        name,
-        source=seqio.FileDataSource(
-            tf.data.TFRecordDataset,
-            {"train": str(folder / "train-*.tfrecord")},
-            cycle_length=2,
-            block_length=1,
-        ),
-        preprocessors=[lambda dataset: dataset.batch(32).map(preprocess).unbatch()],
-        output_features={
-            "targets": seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
-            "loss_weights": seqio.ContinuousFeature(dtype=tf.float32, rank=1),
-            "image_slots": seqio.ContinuousFeature(dtype=tf.int32, rank=1),
-            "images": seqio.ContinuousFeature(dtype=tf.string, rank=1),
-        },
-        shuffle_buffer_size=64,
+    document_files.write_documents(
+        folder, "train", len(documents), documents.__getitem__, {}, num_shards=FILES
     )
+    encode = EncodeSettings(num_latents=LATENTS)
+    settings = document_tasks.TaskSettings(vocabulary, encode, shuffle_buffer=64)
+    document_tasks.add_task(name, [str(folder)], settings, KINDS)
     return name
 
 

@@ -1,4 +1,5 @@
 """From pictures and text to batches: examples, features, readers, and the drawn scenes.
 
-Only `features`, `preprocessing`, `converter` and `pipeline` need TensorFlow.
+Only `features`, `document_tasks`, `packing_converter`, `streams` and `packed_pipeline` need
+TensorFlow.
 """

@@ -12,7 +12,7 @@ from typing import Any
 
 from kosmos2_jax.data.skips import DataError
 
-KINDS = ("text", "caption", "grounded", "interleaved", "instruction")
+KINDS = ("text", "caption", "grounded", "interleaved", "instruction", "scene")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Document:
         fractions of the original picture (spec section 6);
         interleaved: `{"parts": [str | int, ...]}`, a str is text, an int an index into `images`;
         instruction: `{"turns": [[question, answer], ...]}`, the picture, if any, before the first
-        question.
+        question;
+        scene: see `kosmos2_jax.data.scene_records.SceneAnnotation`.
       size: width and height of the original picture in pixels, where a crop needs to know them
         (grounded).
       source: name of the source, for counts and losses by source.

@@ -1,4 +1,4 @@
-"""easy-vqa as records: simple questions about pictures of one shape, with a test split."""
+"""easy-vqa as documents: simple questions about pictures of one shape, with a test split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import easy_vqa
 import numpy as np
 
-from kosmos2_jax.data.records import Record
+from kosmos2_jax.data.document_files import encode_png
+from kosmos2_jax.data.documents import Document
 from kosmos2_jax.vision.preprocessing import load_image, square_pixels
 
 # Of what records hold; those of another version are written anew.
@@ -47,10 +48,17 @@ def question_records(split: str, per_record: int) -> list[tuple[str, str, list[P
     return [found[i] for i in rng.permutation(len(found))]
 
 
-def easy_vqa_record(index: int, split: str, per_record: int, image_size: int) -> Record:
+def easy_vqa_record(index: int, split: str, per_record: int, image_size: int) -> Document:
     """Record `index` of `question_records` with its picture."""
     file, told, pairs = question_records(split, per_record)[index]
-    return Record(_pixels(file, image_size), {"contents": told, "pairs": pairs})
+    return Document(
+        kind="instruction",
+        images=(_picture(file, image_size),),
+        content={"contents": told, "turns": [list(pair) for pair in pairs]},
+        size=None,
+        source="easy_vqa",
+        key=f"{split} {index}",
+    )
 
 
 def contents(pairs: Sequence[Pair]) -> str:
@@ -60,9 +68,9 @@ def contents(pairs: Sequence[Pair]) -> str:
     return " ".join(["a", *colors, *(shapes or {"shape"})])
 
 
-@functools.cache  # several records share a picture; all of them take 60 MB
-def _pixels(file: str, image_size: int) -> np.ndarray:
-    return square_pixels(load_image(file), image_size)
+@functools.cache  # several records share a picture
+def _picture(file: str, image_size: int) -> bytes:
+    return encode_png(square_pixels(load_image(file), image_size))
 
 
 def sentences() -> Iterator[str]:

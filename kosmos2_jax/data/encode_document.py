@@ -127,12 +127,11 @@ def encode_document(
       interleaved: pictures and text in turn; only text is learnt, and `</s>` after text.
       instruction: pictures, then `Question: ... Answer: ...` of each turn; answers are learnt.
 
-    Caption, text and page are plain text: tags in them are text like any other (trap T-46), line
-    breaks but those of kind "text" are blanks (trap T-33). Instructions that hold tags are
-    skipped. What is longer than `max_tokens` is cut there, pictures and tokens together; what
-    then stands behind the last token to be learnt goes too, and `</s>` with it. A page is cut
-    before the picture after `max_images` in the same way. Grounded captions are not cut but
-    skipped, as a cut would leave phrases without boxes.
+    What holds a tag is skipped, see `document_content.text_of`; line breaks but those of kind
+    "text" are blanks (trap T-33). What is longer than `max_tokens` is cut there, pictures and
+    tokens together; what then stands behind the last token to be learnt goes too, and `</s>` with
+    it. A page is cut before the picture after `max_images` in the same way. Grounded captions are
+    not cut but skipped, as a cut would leave phrases without boxes.
 
     Args:
       document: anything in it that is malformed is counted in `skips`.
@@ -222,7 +221,7 @@ def _encode_grounded_instruction(job: _Job, caption: GroundedText) -> Features:
         try:
             example = examples.referring_example(picture, [(span.text, span.boxes)])
         except MarkupError:
-            raise Unusable("phrase holds a tag or '<'") from None
+            raise Unusable("phrase holds '<'") from None
     else:
         number = int(job.chance("template") * len(GENERATION_TEMPLATES))
         prompt = generation_prompt(
@@ -278,11 +277,7 @@ def _encode_instruction(job: _Job) -> list[Features]:
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise Unusable("turn is not a question and an answer")
         turns.append((text_of(turn[0], "question"), text_of(turn[1], "answer")))
-    try:
-        example = examples.question_example(document.images, turns)
-    except MarkupError:
-        raise Unusable("question or answer holds a tag") from None
-    return [_encode(job, example)]
+    return [_encode(job, examples.question_example(document.images, turns))]
 
 
 def _size(job: _Job) -> tuple[int, int]:

@@ -19,7 +19,8 @@ def output_features(vocabulary: Kosmos2Vocabulary) -> Mapping[str, seqio.Feature
         "targets": seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
         "loss_weights": seqio.ContinuousFeature(dtype=tf.float32, rank=1),
         "image_slots": seqio.ContinuousFeature(dtype=tf.int32, rank=1),
-        "images": seqio.ContinuousFeature(dtype=tf.uint8, rank=4),
+        # Encoded, as they are until the very last.
+        "images": seqio.ContinuousFeature(dtype=tf.string, rank=1),
     }
 
 

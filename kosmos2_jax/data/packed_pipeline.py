@@ -150,10 +150,7 @@ class PackedBatches(Iterator[Batch]):
 
     def _finish(self, pending: _Pending) -> Batch:
         for (number, row), broken in zip(pending.rows, pending.broken, strict=True):
-            tally = self._streams[number].tally
-            tally.examples += int(row["segment_ids"].max())
-            tally.broken += broken.result()
-            tally.skipped = row["counts"][1:].tolist()
+            self._streams[number].tally.deliver(row, broken.result())
         self._updates += 1
         rows = [row for _, row in pending.rows]
         rows += [make_row((), self._limits)] * (self._batch_size - len(rows))
@@ -163,10 +160,12 @@ class PackedBatches(Iterator[Batch]):
     def skips(self) -> Skips:
         """What was delivered, skipped and blanked since the beginning of the run.
 
-        The counts of all shards add up to those of the data.
+        The counts of all shards add up to those of the data. What tasks counted stands under the
+        names of their sources; what came of examples later, under that of the mixture.
         """
         skips = Skips()
         for tally in (stream.tally for stream in self._streams.values()):
+            skips.merge(tally.documents)
             skips.kept(self._name, tally.examples - tally.broken)
             # Shards that share a stream all know what was skipped; the first reports it.
             skipped = tally.skipped if self._share.offset == 0 else []
@@ -178,6 +177,16 @@ class PackedBatches(Iterator[Batch]):
                     skips.count(self._name, reason, count)
         return skips
 
+    def tasks(self) -> dict[str, tuple[int, int]]:
+        """By name of a task, its examples and their tokens, delivered since the run began.
+
+        They tell the realised proportions of a mixture; those of all shards add up.
+        """
+        found = Tally()
+        for stream in self._streams.values():
+            found.take_over(stream.tally)
+        return {task: (examples, tokens) for task, (examples, tokens) in found.tasks.items()}
+
     def get_state(self) -> bytes:
         """The place in the data; examples read ahead, encoded, make up most of its size."""
         place = {
@@ -185,7 +194,7 @@ class PackedBatches(Iterator[Batch]):
             "num_streams": self._num_streams,
             "updates": self._updates,
             "turn": self._pending[0].turn if self._pending else self._turn,
-            "tallies": {n: dataclasses.asdict(s.tally) for n, s in self._streams.items()},
+            "tallies": {n: s.tally.to_dict() for n, s in self._streams.items()},
         }
         pulled = [rows for batch in self._pending for rows in batch.pulled]
         buffer = io.BytesIO()
@@ -217,9 +226,9 @@ class PackedBatches(Iterator[Batch]):
                 chosen = own if own is not None else having[0]
                 stream.restore(archives[chosen])
                 if own is not None:
-                    stream.tally = Tally(**places[own]["tallies"][str(number)])
+                    stream.tally = Tally.from_dict(places[own]["tallies"][str(number)])
                 else:
-                    tallies = [Tally(**places[i]["tallies"][str(number)]) for i in having]
+                    tallies = [Tally.from_dict(places[i]["tallies"][str(number)]) for i in having]
                     stream.tally = _carried_over(tallies, first=self._share.offset == 0)
         self._pending.clear()
         self._turn = places[own]["turn"] if own is not None else 0
@@ -282,10 +291,10 @@ def _open(stack: contextlib.ExitStack, state: bytes) -> zipfile.ZipFile:
 
 def _carried_over(tallies: Sequence[Tally], *, first: bool) -> Tally:
     """Of shards that shared a stream, for the first of those that do now; nothing for others."""
-    skipped = max((tally.skipped for tally in tallies), key=sum)
-    if not first:
-        return Tally(skipped=skipped)
-    return Tally(sum(t.examples for t in tallies), sum(t.broken for t in tallies), skipped)
+    total = Tally()
+    for tally in tallies:
+        total.take_over(tally)
+    return total if first else Tally(skipped=total.skipped)
 
 
 def packed_batches(

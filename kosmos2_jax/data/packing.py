@@ -31,7 +31,8 @@ SEQUENCES = {
 }
 
 # An encoded example, see `kosmos2_jax.data.examples.encode_example`: targets int32 [n],
-# loss_weights float32 [n], image_slots int32 [n], images: a sequence of pictures.
+# loss_weights float32 [n], image_slots int32 [n], images: a sequence of pictures; and, if it has
+# one, its note, which is only handed on.
 Example = Mapping[str, Any]
 Row = dict[str, Any]
 
@@ -161,11 +162,13 @@ def make_row(examples: Sequence[Example], limits: RowLimits) -> Row:
       image_slots int32 [L]: place in `images` * num_latents + slot, -1 at text.
       images: list of the pictures in reading order.
       image_segments int32 [N]: segment each picture belongs to, 0 where there is none.
+      notes: list of what the examples have as "note", b"" where they have none.
     """
     length = limits.length
     fillers = {"tokens": limits.pad_id, "targets": limits.pad_id, "image_slots": TEXT_SLOT}
     row: Row = {n: np.full(length, fillers.get(n, 0), dtype) for n, dtype in SEQUENCES.items()}
     row |= {"images": [], "image_segments": np.zeros(limits.images, np.int32)}
+    row["notes"] = [example.get("note", b"") for example in examples]
     start = first_slot = 0
     for segment, example in enumerate(examples, start=1):
         size = len(example["targets"]) - 1

@@ -19,6 +19,10 @@ from kosmos2_jax.data.skips import DataError, Skips
 _Spec = seqio.FeatureConverter.FeatureSpec
 _Features = Mapping[str, tf.Tensor]
 
+# A feature that tasks may have beside those below, tf.string []: what is known of an example. It
+# travels with it through packing, see `kosmos2_jax.data.streams`.
+NOTE = "note"
+
 # Examples that are handed to Python at a time: a call costs as much as packing a dozen of them.
 _WINDOW = 32
 # After so many examples of which none fitted into a row, waiting on would be waiting for ever.
@@ -30,9 +34,12 @@ _FLAT_TYPES = {
     "targets": tf.int32,
     "loss_weights": tf.float32,
     "image_slots": tf.int32,
+    "note": tf.string,
     "lengths": tf.int64,
     "pictures": tf.int64,
 }
+# Of these, what has one value for each token, not for each example.
+_NUM_SEQUENCES = 3
 
 
 class PackingFeatureConverter(seqio.FeatureConverter):
@@ -58,6 +65,7 @@ class PackingFeatureConverter(seqio.FeatureConverter):
       image_segments int32 [N]: segment of each picture, 0 where missing.
       counts int64 [1 + len(SKIP_REASONS)]: examples packed when this row left, and those skipped
         by reason, all since the beginning of the data.
+      notes tf.string []: the feature `NOTE` of the row's examples, if they have it, one a line.
 
     Attributes:
       skips: what decoding here found, under the source "pictures".
@@ -116,6 +124,7 @@ class PackingFeatureConverter(seqio.FeatureConverter):
                 "images": _Spec(dtype=tf.string),
                 "image_segments": _Spec(dtype=tf.int32),
                 "counts": _Spec(dtype=tf.int64),
+                "notes": _Spec(dtype=tf.string, rank=0),
             }
 
     def _convert_features(
@@ -149,7 +158,7 @@ class PackingFeatureConverter(seqio.FeatureConverter):
         images = task_feature_lengths["images"]
         lengths = dict.fromkeys(self.MODEL_FEATURES, task_feature_lengths["targets"] - 1)
         others = {"images": images, "image_segments": images, "counts": 1 + len(SKIP_REASONS)}
-        return {name: others.get(name, length) for name, length in lengths.items()}
+        return {**lengths, **{name: others[name] for name in lengths.keys() & others.keys()}}
 
     def _decode(self, row: _Features) -> dict[str, tf.Tensor]:
         shape = [row["images"].shape[0], self._image_size, self._image_size, 3]
@@ -191,6 +200,7 @@ def _one_a_row(ds: tf.data.Dataset, limits: RowLimits) -> tf.data.Dataset:
             "images": pad(images, "", limits.images),
             "image_segments": pad(tf.ones_like(images, tf.int32), 0, limits.images),
             "counts": tf.constant([1] + [0] * len(SKIP_REASONS), tf.int64),
+            "notes": features.get(NOTE, tf.constant("")),
         }
 
     return ds.map(convert)
@@ -198,8 +208,13 @@ def _one_a_row(ds: tf.data.Dataset, limits: RowLimits) -> tf.data.Dataset:
 
 def _packed(ds: tf.data.Dataset, limits: RowLimits) -> tf.data.Dataset:
     names = PackingFeatureConverter.TASK_FEATURES.keys()
-    if ds.element_spec.keys() != names:
-        ds = ds.map(lambda features: {name: features[name] for name in names})
+
+    def choose(features: _Features) -> dict[str, tf.Tensor]:
+        note = features.get(NOTE, tf.constant(""))
+        return {**{name: features[name] for name in names}, NOTE: note}
+
+    if ds.element_spec.keys() != {*names, NOTE}:
+        ds = ds.map(choose)
     windows = ds.ragged_batch(_WINDOW).map(_flatten)
     # A last window without examples says that the open rows are to go.
     windows = windows.concatenate(tf.data.Dataset.from_tensors({**_nothing(), "end": True}))
@@ -219,6 +234,7 @@ def _nothing() -> dict[str, tf.Tensor]:
 def _flatten(window: Mapping[str, tf.RaggedTensor]) -> dict[str, Any]:
     return {
         **{name: window[name].flat_values for name in PackingFeatureConverter.TASK_FEATURES},
+        NOTE: window[NOTE],
         "lengths": window["targets"].row_lengths(),
         "pictures": window["images"].row_lengths(),
         "end": False,
@@ -232,14 +248,14 @@ def _step(limits: RowLimits, state: _Features, window: _Features) -> tuple[_Feat
     outputs = tf.numpy_function(
         functools.partial(_pack_window, limits),
         [window["end"], state["counts"], state["rows"], *flat],
-        # What leaves: sequences, image_segments, counts, numbers of the pictures. What stays:
-        # flat examples, their rows, numbers of the pictures, counts.
-        [*_ROW_TYPES.values(), tf.int32, tf.int64, tf.int32]
+        # What leaves: sequences, image_segments, counts, notes, numbers of the pictures. What
+        # stays: flat examples, their rows, numbers of the pictures, counts.
+        [*_ROW_TYPES.values(), tf.int32, tf.int64, tf.string, tf.int32]
         + [*_FLAT_TYPES.values(), tf.int32, tf.int32, tf.int64],
         # Stateless, or else the input pipeline could not be checkpointed.
         stateful=False,
     )
-    (*sequences, segments, row_counts, pictures), outputs = outputs[:9], outputs[9:]
+    (*sequences, segments, row_counts, notes, pictures), outputs = outputs[:10], outputs[10:]
     (*flat, rows, kept, counts) = (tf.ensure_shape(part, [None]) for part in outputs)
     leaving = {
         name: tf.ensure_shape(values, [None, limits.length])
@@ -258,6 +274,7 @@ def _step(limits: RowLimits, state: _Features, window: _Features) -> tuple[_Feat
         "images": tf.gather(tf.concat([images, [""]], axis=0), pictures),
         "image_segments": tf.ensure_shape(segments, [None, limits.images]),
         "counts": tf.ensure_shape(row_counts, [None, *state["counts"].shape]),
+        "notes": tf.ensure_shape(notes, [None]),
     }
 
 
@@ -287,21 +304,23 @@ def _pack_window(
         np.array([row[name] for row in done], types[name].as_numpy_dtype).reshape(-1, width)
         for name, width in shapes.items()
     ]
-    return [*leaving, numbers, *_join(packer), packer.counts]
+    notes = [b"\n".join(row["notes"]) for row in done]
+    return [*leaving, np.array(notes, object), numbers, *_join(packer), packer.counts]
 
 
 def _split(flat: Sequence[np.ndarray], first_picture: int) -> list[dict[str, Any]]:
     """Examples that lie one behind the other; `images` are the pictures' numbers."""
-    *sequences, lengths, pictures = flat
+    *sequences, notes, lengths, pictures = flat
     edges = itertools.pairwise([0, *np.cumsum(lengths).tolist()])
     numbers = itertools.pairwise([first_picture, *(first_picture + np.cumsum(pictures)).tolist()])
-    names = list(_FLAT_TYPES)[: len(sequences)]
+    names = list(_FLAT_TYPES)[:_NUM_SEQUENCES]
     return [
         {
             **{name: values[a:b] for name, values in zip(names, sequences, strict=True)},
             "images": range(first, last),
+            "note": note,
         }
-        for (a, b), (first, last) in zip(edges, numbers, strict=True)
+        for (a, b), (first, last), note in zip(edges, numbers, notes, strict=True)
     ]
 
 
@@ -316,16 +335,15 @@ def _join(packer: Packer) -> list[np.ndarray]:
     """The open rows: flat examples, the row of each, numbers of the pictures."""
     examples = [example for row in packer.open for example in row]
     rows = [number for number, row in enumerate(packer.open) for _ in row]
-    types = [dtype.as_numpy_dtype for dtype in _FLAT_TYPES.values()]
-    names = list(_FLAT_TYPES)[:3]
     sequences = [
-        np.concatenate([np.zeros(0, dtype), *(example[name] for example in examples)])
-        for name, dtype in zip(names, types, strict=False)
+        np.concatenate([np.zeros(0, dtype.as_numpy_dtype), *(e[name] for e in examples)])
+        for name, dtype in list(_FLAT_TYPES.items())[:_NUM_SEQUENCES]
     ]
+    notes = np.array([example["note"] for example in examples], object)
     lengths = np.array([len(example["targets"]) for example in examples], np.int64)
     pictures = np.array([len(example["images"]) for example in examples], np.int64)
     kept = np.array([number for e in examples for number in e["images"]], np.int32)
-    return [*sequences, lengths, pictures, np.array(rows, np.int32), kept]
+    return [*sequences, notes, lengths, pictures, np.array(rows, np.int32), kept]
 
 
 def _hopeless(counts: np.ndarray) -> str:

@@ -28,18 +28,16 @@ from typing import Any
 
 from etils import epath
 
-from kosmos2_jax.data import documents, records
+from kosmos2_jax.data import document_files, documents
 from kosmos2_jax.data.readers import FORMATS
 from kosmos2_jax.data.readers.base import Reading, Share
 from kosmos2_jax.data.readers.pictures import PictureRules
-from kosmos2_jax.data.skips import DataError, Skips
+from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP, DataError, Skips
 
 # Of readers and records; shards of another version are not mixed with new ones.
 VERSION = 1
 
-# A run is stopped early only by so many examples, of which more than so many times the limit are
-# bad: what comes first may be worse than the rest.
-MIN_EXAMPLES_TO_STOP = 1000
+# A run is stopped early only where more than so many times the limit are bad.
 _EARLY = 2
 
 _SECONDS_BETWEEN_REPORTS = 5.0
@@ -77,7 +75,7 @@ class Plan:
     @functools.cached_property
     def shards(self) -> list[epath.Path]:
         """The files of the output shards."""
-        return records.shard_files(epath.Path(self.out), self.split, self.num_shards)
+        return document_files.shard_files(epath.Path(self.out), self.split, self.num_shards)
 
     def mark(self, ending: str, index: int | None = None) -> epath.Path:
         """A file beside the shards that says how far they, or one of them, are."""

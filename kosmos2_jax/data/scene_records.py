@@ -1,4 +1,4 @@
-"""Scenes with what is said about them, as records on disk."""
+"""Scenes with what is said about them, as documents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from kosmos2_jax.data.records import Record
+from kosmos2_jax.data.document_files import encode_png
+from kosmos2_jax.data.documents import Document
 from kosmos2_jax.data.scene_language import caption, inventory, referring_expression
 from kosmos2_jax.data.scenes import SceneConfig, draw_scene, is_held_out, scene_rng
 from kosmos2_jax.grounding.boxes import Box
@@ -66,7 +67,7 @@ class SceneAnnotation:
         )
 
 
-def scene_record(index: int, split: str, seed: int, config: SceneConfig) -> Record:
+def scene_record(index: int, split: str, seed: int, config: SceneConfig) -> Document:
     """Scene `index` of a split with its annotation; the same whenever and wherever it is made."""
     rng = scene_rng(seed, split, index)
     referring: list[Referring] = []
@@ -87,4 +88,11 @@ def scene_record(index: int, split: str, seed: int, config: SceneConfig) -> Reco
         inventory(scene),
         tuple(referring),
     )
-    return Record(scene.pixels, annotation.to_dict())
+    return Document(
+        kind="scene",
+        images=(encode_png(scene.pixels),),
+        content=annotation.to_dict(),
+        size=None,
+        source="scenes",
+        key=f"{split} {index}",
+    )

@@ -17,6 +17,9 @@ from kosmos2_jax.errors import Kosmos2Error
 CLIPPED = "clipped: "
 FILTERED = "filtered: "
 
+# No source is judged by fewer examples: what comes first may be worse than the rest.
+MIN_EXAMPLES_TO_STOP = 1000
+
 
 class DataError(Kosmos2Error):
     """A source that is missing, empty, damaged or mostly unusable."""
@@ -60,6 +63,11 @@ class Skips:
         """Adds the counts of another counter to these."""
         self._reasons.update(other._reasons)
         self._kept.update(other._kept)
+
+    def clear(self) -> None:
+        """Forgets all counts."""
+        self._reasons.clear()
+        self._kept.clear()
 
     def sources(self) -> list[str]:
         """Names of all sources seen, sorted."""
@@ -110,17 +118,21 @@ class Skips:
         width = max((len(name) for name, _ in rows), default=0)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
-    def check(self, limit: float = 0.05) -> None:
+    def check(self, limit: float = 0.05, least: int = 0) -> None:
         """Stops a run that would train on too little of a source.
 
         Args:
           limit: the largest share of skipped examples that is borne.
+          least: a source is not judged before so many examples of it were kept or skipped; what
+            comes first may be worse than the rest.
 
         Raises:
           DataError: a source kept nothing, or more than `limit` of it was skipped.
         """
         for source in self.sources():
             kept, skipped = self.num_kept(source), self.num_skipped(source)
+            if kept + skipped < least:
+                continue
             reasons = ", ".join(f"{reason}: {n:,}" for reason, n in self.reasons(source).items())
             if not kept:
                 raise DataError(

@@ -11,25 +11,33 @@ import collections
 import dataclasses
 import io
 import itertools
+import json
 import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
 from kosmos2_jax.data.packing import SKIP_REASONS
-from kosmos2_jax.data.skips import DataError
+from kosmos2_jax.data.packing_converter import NOTE
+from kosmos2_jax.data.skips import DataError, Skips
 from kosmos2_jax.errors import CheckpointError, ConfigError
 
 Row = dict[str, np.ndarray]  # as PackingFeatureConverter(decode=False) makes them
 
-# How TensorFlow says that an example does not fit a row of its own, and that the packer gave up.
+# A feature that tasks may have beside their output features, tf.string []: JSON of a
+# `Skips.to_dict`, what was counted since the last example that had one; else "".
+COUNTS = "counts"
+
+# How TensorFlow says that an example does not fit a row of its own, and that Python gave up.
 _TOO_LONG = re.compile(r"Paddings must be non-negative: 0 -(\d+)")
-_GAVE_UP = re.compile(r"DataError: (.*)")
+_GAVE_UP = re.compile(r"(DataError|ConfigError|CheckpointError): (.*)")
+_ERRORS = {"DataError": DataError, "ConfigError": ConfigError, "CheckpointError": CheckpointError}
 
 _SEED_STEP = 1_000_003  # between the seeds of neighbouring streams
 
@@ -121,10 +129,12 @@ def stream_dataset(
             trim_output_features=False,
             try_in_mem_cache=False,
         )
-        names = task.output_features.keys()
-        if dataset.element_spec.keys() == names:
-            return dataset
-        return dataset.map(lambda features: {name: features[name] for name in names})
+
+        def label(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            note = tf.strings.join([task.name, features.get(COUNTS, "")], "\t")
+            return {**{name: features[name] for name in task.output_features}, NOTE: note}
+
+        return dataset.map(label)
 
     if len(tasks) == 1:
         mixed = read(tasks[0])
@@ -144,11 +154,48 @@ class Tally:
       examples: delivered in rows.
       broken: of these, how many were blanked for a broken picture.
       skipped: examples that the packer skipped, by `SKIP_REASONS`.
+      tasks: by name of a task, its examples and their tokens in rows that were delivered.
+      documents: what the tasks counted on the way to these rows.
     """
 
     examples: int = 0
     broken: int = 0
     skipped: list[int] = dataclasses.field(default_factory=lambda: [0] * len(SKIP_REASONS))
+    tasks: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    documents: Skips = dataclasses.field(default_factory=Skips)
+
+    def deliver(self, row: Row, broken: int) -> None:
+        """Counts a row, of which so many examples were blanked."""
+        tokens = np.bincount(row["segment_ids"])[1:].tolist()
+        self.examples += len(tokens)
+        self.broken += broken
+        self.skipped = row["counts"][1:].tolist()
+        for note, size in zip(row["notes"].decode().split("\n"), tokens, strict=True):
+            task, _, counts = note.partition("\t")
+            so_far = self.tasks.get(task, [0, 0])
+            self.tasks[task] = [so_far[0] + 1, so_far[1] + size]
+            if counts:
+                self.documents.merge(Skips.from_dict(json.loads(counts)))
+
+    def take_over(self, other: Tally) -> None:
+        """Adds what another shard of the same stream has delivered."""
+        self.examples += other.examples
+        self.broken += other.broken
+        self.skipped = max(self.skipped, other.skipped, key=sum)
+        for task, (examples, tokens) in other.tasks.items():
+            so_far = self.tasks.get(task, [0, 0])
+            self.tasks[task] = [so_far[0] + examples, so_far[1] + tokens]
+        self.documents.merge(other.documents)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        names = ("examples", "broken", "skipped", "tasks")
+        return {n: getattr(self, n) for n in names} | {"documents": self.documents.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Tally:
+        """Reads what `to_dict` gave."""
+        return cls(**{**data, "documents": Skips.from_dict(data["documents"])})
 
 
 class Stream:
@@ -170,11 +217,11 @@ class Stream:
 
         Raises:
           ConfigError: an example is longer than a row and rows hold one each.
-          DataError: no example fits into a row.
+          DataError: no example fits into a row, or a task's own.
         """
         try:
             return list(itertools.islice(self._rows(), count))
-        except tf.errors.InvalidArgumentError as error:
+        except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:
             # The frames of these errors would keep the reading threads alive.
             if missing := _TOO_LONG.search(str(error)):
                 raise ConfigError(
@@ -182,13 +229,14 @@ class Stream:
                     "the length of sequences or the number of pictures."
                 ) from error.with_traceback(None)
             if reason := _GAVE_UP.search(str(error)):
-                raise DataError(reason[1]) from error.with_traceback(None)
+                raise _ERRORS[reason[1]](reason[2]) from error.with_traceback(None)
             raise
 
     def _rows(self) -> Iterator[Row]:
         while self._read_before:
             yield self._read_before.popleft()
         for row in self._iterator:
+            # Of notes, one string of bytes; of all else arrays.
             yield {name: value.numpy() for name, value in row.items()}
 
     def save(self, archive: zipfile.ZipFile, undelivered: Sequence[Row]) -> None:
@@ -245,4 +293,5 @@ def _rows_from_bytes(data: bytes) -> list[Row]:
         images, ends = row.pop("bytes").tobytes(), row.pop("ends").tolist()
         pairs = itertools.pairwise([0, *ends])
         row["images"] = np.array([images[start:end] for start, end in pairs], object)
+        row["notes"] = row["notes"].item()
     return list(rows.values())

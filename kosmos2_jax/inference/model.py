@@ -5,7 +5,7 @@ Trainer, evaluator and predictor know only `init`, `loss_fn`, `predict_batch` an
 Letters: B rows, L tokens, N pictures a row, S pixels a side. Features of a batch, all int32 but
 for loss_weights (float32) and images (uint8): tokens, targets, loss_weights, positions,
 segment_ids, image_slots [B, L], images [B, N, S, S, 3]; see
-`kosmos2_jax.data.converter.Kosmos2FeatureConverter`.
+`kosmos2_jax.data.packing_converter.PackingFeatureConverter`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kosmos2_jax.data.pipeline import TrainBatches
+from kosmos2_jax.data.packed_pipeline import PackedBatches
 from kosmos2_jax.errors import CheckpointError
 from kosmos2_jax.training.state import TrainState
 
@@ -27,7 +27,7 @@ class RunCheckpoints:
         """Update after which the last checkpoint was written, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, batches: TrainBatches) -> None:
+    def save(self, step: int, state: TrainState, batches: PackedBatches) -> None:
         """Starts to write; returns before all is on disk. A half-written one never counts."""
         place = {"bytes": np.frombuffer(batches.get_state(), np.uint8)}
         self._manager.save(
@@ -38,7 +38,7 @@ class RunCheckpoints:
         )
 
     def restore(
-        self, step: int, shapes: TrainState, shardings: TrainState, batches: TrainBatches
+        self, step: int, shapes: TrainState, shardings: TrainState, batches: PackedBatches
     ) -> TrainState:
         """The state, straight into its shardings; moves `batches` to where they were.
 

@@ -6,35 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 
 from kosmos2_jax.config import Kosmos2Config
+from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.training.optimizer import OptimizerConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What is read.
-
-    Attributes:
-      tasks: module of `kosmos2_jax.tasks` that prepares and registers the data.
-      folder: where the data lie; empty for `data` in the work folder.
-      train_scenes: drawn pictures for training.
-      test_scenes: drawn pictures for the test.
-      pieces: size of the sentencepiece model trained on the data's text.
-      batch_size: rows of one update over all devices.
-      length: tokens of a row.
-      images: pictures of a row at most.
-      word_weight: loss weight of words beside location tokens; 1 as in the published code.
-    """
-
-    tasks: str = "quickstart"
-    folder: str = ""
-    train_scenes: int = 40_000
-    test_scenes: int = 1_000
-    pieces: int = 200
-    batch_size: int = 32
-    length: int = 128
-    images: int = 1
-    word_weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,7 @@ def warm_up(
     vocabulary: Kosmos2Vocabulary,
     batches: Iterator[Mapping[str, np.ndarray]],
 ) -> TrainState:
-    """The fresh state with the tower warm-started and the rest grounded in it, if so set.
+    """The fresh state with the tower warm-started and the rest grounded in it.
 
     Args:
       run: settings.
@@ -77,8 +77,6 @@ def warm_up(
       vocabulary: of the batches.
       batches: training batches of its own.
     """
-    if not run.warm_start.steps:
-        return state
     optimizer = OptimizerConfig(
         learning_rate=run.warm_start.learning_rate,
         warmup_steps=run.warm_start.steps // 10,

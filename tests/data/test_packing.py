@@ -150,7 +150,8 @@ def test_golden_row() -> None:
         "image_slots": np.array([-1, -1, 0, 1, -1, -1, -1, 2, 3, -1, -1, -1], np.int32),
         "images": ["a", "b"],
     }
-    row = make_row([page, text, page], RowLimits(26, 5))
+    row = make_row([page, {**text, "note": b"of the text"}, page], RowLimits(26, 5))
+    assert row.pop("notes") == [b"", b"of the text", b""]
     assert {name: values.tolist() for name, values in row.items() if name != "images"} == {
         "tokens": [0, 3, 4, 4, 5, 9, 3, 4, 4, 5, 8, 0, 7, 0, 0, 3, 4, 4, 5, 9, 3, 4, 4, 5, 8, 1],
         "targets": [3, 4, 4, 5, 9, 3, 4, 4, 5, 8, 2, 7, 0, 2, 3, 4, 4, 5, 9, 3, 4, 4, 5, 8, 2, 1],

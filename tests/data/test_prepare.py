@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from kosmos2_jax.data import prepare, records
+from kosmos2_jax.data import document_files, prepare
 from kosmos2_jax.data.documents import Document, from_tf_example
 from kosmos2_jax.data.readers.pictures import PictureRules
 from kosmos2_jax.data.skips import DataError
@@ -30,7 +30,7 @@ def _write(folder: Path, *counts: int, bad: int = 0) -> list[str]:
 
 
 def _documents(out: Path) -> list[Document]:
-    files = sorted(tf.io.gfile.glob(records.shard_pattern(out, "train")))
+    files = sorted(tf.io.gfile.glob(document_files.shard_pattern(out, "train")))
     raw = tf.data.TFRecordDataset(files).as_numpy_iterator()
     return [from_tf_example(record) for record in raw]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import easy_vqa as package
 import numpy as np
@@ -13,14 +13,21 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
 from kosmos2_jax.data import easy_vqa_records
-from kosmos2_jax.data.converter import Kosmos2FeatureConverter
+from kosmos2_jax.data.data_config import DataConfig
+from kosmos2_jax.data.document_tasks import TaskSettings
+from kosmos2_jax.data.encode_document import EncodeSettings
 from kosmos2_jax.data.features import feature_lengths
-from kosmos2_jax.data.preprocessing import ModelInputs
+from kosmos2_jax.data.packed_pipeline import packed_batches
+from kosmos2_jax.data.packing_converter import PackingFeatureConverter
+from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding.boxes import Box
 from kosmos2_jax.grounding.markup import parse
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
+from kosmos2_jax.inference.model import prompts_of
 from kosmos2_jax.tasks import easy_vqa, quickstart, scenes
+from kosmos2_jax.vision.preprocessing import load_image
 
 ANSWER_LENGTH = 48
 Answer = Callable[[Mapping[str, np.ndarray]], Sequence[int]]
@@ -29,7 +36,7 @@ Answer = Callable[[Mapping[str, np.ndarray]], Sequence[int]]
 @pytest.fixture(scope="module", autouse=True)
 def _registered(data_dir: Path, vocabulary: Kosmos2Vocabulary) -> None:
     easy_vqa.write_easy_vqa(data_dir, "test")
-    inputs = ModelInputs(vocabulary, 4, 64)
+    inputs = TaskSettings(vocabulary, EncodeSettings(num_latents=4), shuffle_buffer=64)
     assert quickstart.register(data_dir, inputs) == "quickstart"
     # Once more, as a second run in the same process does.
     quickstart.register(data_dir, inputs, {scenes.REC: 1.0})
@@ -43,7 +50,7 @@ def _oracle(row: Mapping[str, np.ndarray]) -> Sequence[int]:
 def _evaluate(task: str, answer: Answer, limit: int | None = None) -> dict[str, float]:
     evaluator = seqio.Evaluator(
         task,
-        feature_converter=Kosmos2FeatureConverter(64),
+        feature_converter=PackingFeatureConverter(64),
         eval_split="test",
         sequence_length=feature_lengths(100),
         num_examples=limit,
@@ -154,21 +161,38 @@ def test_the_text_model_reads_the_training_questions() -> None:
 
 
 def test_preparing_makes_everything_and_then_nothing(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        "train_scenes": 30,
-        "test_scenes": 10,
-        "pieces": 200,
-        "image_size": 32,
-        "num_latents": 4,
-        "grid_size": 4,
-        "word_weight": 1.0,
-        "seed": 0,
-    }
-    name, vocabulary = quickstart.prepare(tmp_path, **settings)
+    data = DataConfig(train_scenes=30, test_scenes=10)
+    model = Kosmos2Config(
+        vision=VisionConfig(32, 8, 32, 1, 2, 32),
+        resampler=ResamplerConfig(num_latents=4),
+        decoder=DecoderConfig(0, 32, 1, 2, 32, 128),
+        grid_size=4,
+    )
+    name, vocabulary = quickstart.prepare(tmp_path, data, model, 0)
     assert vocabulary.grid_size == 4
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tfrecord")}
-    quickstart.prepare(tmp_path, **settings)
+    quickstart.prepare(tmp_path, data, model, 0)
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tfrecord")}
     mixture = seqio.get_mixture_or_task(name)
     row = next(mixture.get_dataset(None, "train", shuffle=True, seed=0).as_numpy_iterator())
-    assert row["images"].shape == (1, 32, 32, 3)
+    assert load_image(row["images"][0]).size == (32, 32)
+    with pytest.raises(ConfigError, match="needs data.tasks=mixtures"):
+        other = dataclasses.replace(data, mixture="kosmos2_pretrain")
+        quickstart.prepare(tmp_path, other, model, 0)
+
+
+def test_prompts_end_before_the_first_learnt_token(vocabulary: Kosmos2Vocabulary) -> None:
+    lengths = feature_lengths(60)
+    batches = packed_batches(scenes.REC, lengths, 8, 0, image_size=64, pack=False, split="test")
+    batch = next(batches)
+    for row, length in enumerate(prompts_of(batch).lengths):
+        assert batch["tokens"][row, length - 1] == vocabulary.end_phrase_id
+        assert batch["targets"][row, length - 1] == vocabulary.object_id
+        assert batch["loss_weights"][row, : length - 1].sum() == 0
+    batches.close()
+
+
+def test_a_scene_that_does_not_fit_is_one_clear_error() -> None:
+    lengths = feature_lengths(10)
+    with pytest.raises(ConfigError, match="raise the length"):
+        next(packed_batches(scenes.REC, lengths, 8, 0, image_size=64, pack=False, split="test"))

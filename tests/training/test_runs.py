@@ -29,7 +29,9 @@ RUN = RunConfig(
         grid_size=8,
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2, total_steps=6),
-    data=DataConfig(train_scenes=64, test_scenes=8, batch_size=8, length=96),
+    data=DataConfig(
+        train_scenes=64, test_scenes=8, batch_size=8, length=96, streams=2, shuffle_buffer=16
+    ),
     evaluation=EvaluationConfig(
         ("quickstart_scenes_rec",), quick_examples=4, examples=8, batch_size=8, max_new_tokens=4
     ),

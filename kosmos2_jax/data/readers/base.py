@@ -144,8 +144,8 @@ def clean_line(text: str, what: str, note: Note) -> str:
     """Returns text that is to be one line, such as a caption, of the same length.
 
     Tabs, line breaks and other control characters become spaces (the tokenizer makes nothing else
-    of them, trap T-33), halves of UTF-16 pairs become U+FFFD, and literal tags, which would turn
-    into special tokens (trap T-46), are blanked out. Offsets into the text stay true.
+    of them, trap T-33), halves of UTF-16 pairs become U+FFFD, and literal tags, which would read
+    as markup (trap T-46), are blanked out. Offsets into the text stay true.
 
     Args:
       text: any string.

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from kosmos2_jax.data import records
+from kosmos2_jax.data import document_files
 from kosmos2_jax.data.documents import Document, from_tf_example
 from kosmos2_jax.data.readers import FORMATS
 
@@ -29,7 +29,7 @@ def _run(*args: Any, timeout: float = 300) -> subprocess.CompletedProcess[str]:
 
 
 def _documents(out: Path) -> list[Document]:
-    files = sorted(tf.io.gfile.glob(records.shard_pattern(out, "train")))
+    files = sorted(tf.io.gfile.glob(document_files.shard_pattern(out, "train")))
     return [from_tf_example(raw) for raw in tf.data.TFRecordDataset(files).as_numpy_iterator()]
 
 

@@ -1,33 +1,28 @@
-"""Pictures with annotations in TFRecord shards.
+"""Names of the files of documents, and documents that a program makes, such as drawn scenes.
 
-Pixels are stored deflated: of small drawn pictures that reads faster than PNG and takes no more
-room. Making a record must not need TensorFlow, so that helper processes start fast.
+Making a document must not need TensorFlow, so that helper processes start fast.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import io
 import json
 import pickle
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
-_CHUNK = 250  # records a helper process makes at a time
+from kosmos2_jax.data.documents import Document, to_tf_example
 
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """A picture, uint8 [S, S, 3], and what JSON can hold about it."""
-
-    pixels: np.ndarray
-    annotation: dict[str, Any]
+# Of what the files hold; those of another version are written anew.
+_VERSION = 1
+_CHUNK = 250  # documents a helper process makes at a time
 
 
 def shard_files(folder: Path, split: str, num_shards: int) -> list[Path]:
@@ -41,35 +36,36 @@ def shard_pattern(folder: Path, split: str) -> str:
     return str(folder / f"{split}-*-of-*.tfrecord")
 
 
-def write_records(
+def write_documents(
     folder: Path,
     split: str,
     count: int,
-    make: Callable[[int], Record],
+    make: Callable[[int], Document],
     settings: dict[str, Any],
     *,
     num_shards: int = 16,
     processes: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> bool:
-    """Writes records 0 to count - 1 of a split, unless the very same are there already.
+    """Writes documents 0 to count - 1 of a split, unless the very same are there already.
 
     Args:
       folder: created where missing. A manifest `SPLIT.json`, written last, marks a split that is
         complete; without it, or with other settings, the split is written anew.
       split: name of the split.
-      count: number of records.
-      make: makes record i, and depends on i alone. It is sent to helper processes.
+      count: number of documents.
+      make: makes document i, and depends on i alone. It is sent to helper processes.
       settings: what JSON can hold and `make` depends on; kept in the manifest.
       num_shards: files; at least as many as hosts will read them.
-      processes: how many processes make records; the files do not depend on it.
-      progress: told how many records are written, now and then.
+      processes: how many processes make documents; the files do not depend on it.
+      progress: told how many documents are written, now and then.
 
     Returns:
       Whether anything had to be written.
     """
     manifest = folder / f"{split}.json"
-    content = json.dumps({"count": count, "num_shards": num_shards, **settings}, indent=1)
+    asked = {"version": _VERSION, "count": count, "num_shards": num_shards, "settings": settings}
+    content = json.dumps(asked, indent=1)
     if manifest.exists() and manifest.read_text() == content:
         return False
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,10 +77,17 @@ def write_records(
     return True
 
 
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Returns uint8 [H, W, 3] as a PNG, from which the same pixels come back."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # fast, and small pictures
+    return buffer.getvalue()
+
+
 def _chunks(
-    make: Callable[[int], Record], count: int, processes: int
-) -> Iterator[list[tuple[bytes, bytes]]]:
-    """Encoded records in order, a chunk at a time, made by so many processes."""
+    make: Callable[[int], Document], count: int, processes: int
+) -> Iterator[list[Document]]:
+    """Documents in order, a chunk at a time, made by so many processes."""
     if processes == 1:
         yield from (_make_chunk(make, count, start) for start in range(0, count, _CHUNK))
         return
@@ -94,7 +97,7 @@ def _chunks(
             try:
                 yield pickle.load(helpers[number % processes])
             except EOFError:
-                raise RuntimeError("a helper process that makes records failed") from None
+                raise RuntimeError("a helper process that makes documents failed") from None
 
 
 def _start_helper(stack: contextlib.ExitStack, order: tuple[Any, ...]) -> BinaryIO:
@@ -103,7 +106,8 @@ def _start_helper(stack: contextlib.ExitStack, order: tuple[Any, ...]) -> Binary
     multiprocessing would fork threads that cannot be forked, or import the main program again
     with all that it imports.
     """
-    command = [sys.executable, "-c", "from kosmos2_jax.data import records; records.help_out()"]
+    program = "from kosmos2_jax.data import document_files; document_files.help_out()"
+    command = [sys.executable, "-c", program]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     stack.enter_context(process)
     stack.callback(process.kill)
@@ -121,32 +125,23 @@ def help_out() -> None:
         sys.stdout.flush()
 
 
-def _make_chunk(make: Callable[[int], Record], count: int, start: int) -> list[tuple[bytes, bytes]]:
-    records = map(make, range(start, min(start + _CHUNK, count)))
-    return [
-        (zlib.compress(r.pixels.tobytes(), level=1), json.dumps(r.annotation).encode())
-        for r in records
-    ]
+def _make_chunk(make: Callable[[int], Document], count: int, start: int) -> list[Document]:
+    return [make(index) for index in range(start, min(start + _CHUNK, count))]
 
 
 def _write_shards(
     files: list[Path],
-    chunks: Iterator[list[tuple[bytes, bytes]]],
+    chunks: Iterator[list[Document]],
     progress: Callable[[int], None] | None,
 ) -> None:
-    """Deals records to the shards in turn, as cards."""
+    """Deals documents to the shards in turn, as cards."""
     import tensorflow as tf
 
     writers = [tf.io.TFRecordWriter(str(file)) for file in files]
     written = 0
     for chunk in chunks:
-        for pixels, annotation in chunk:
-            features = {
-                "pixels": tf.train.Feature(bytes_list=tf.train.BytesList(value=[pixels])),
-                "annotation": tf.train.Feature(bytes_list=tf.train.BytesList(value=[annotation])),
-            }
-            example = tf.train.Example(features=tf.train.Features(feature=features))
-            writers[written % len(files)].write(example.SerializeToString())
+        for document in chunk:
+            writers[written % len(files)].write(to_tf_example(document))
             written += 1
         if progress is not None:
             progress(written)

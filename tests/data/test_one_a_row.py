@@ -1,4 +1,4 @@
-"""The feature converter against values worked out by hand."""
+"""One example a row, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kosmos2_jax.data.converter import Kosmos2FeatureConverter
+from kosmos2_jax.data.document_files import encode_png
 from kosmos2_jax.data.features import feature_lengths
+from kosmos2_jax.data.packing_converter import PackingFeatureConverter
 
 BLACK = np.zeros((4, 4, 3), np.uint8)
 GRAY = np.full((4, 4, 3), 128, np.uint8)
@@ -20,19 +21,20 @@ def _convert(rows: list[dict[str, Any]], lengths: Mapping[str, int]) -> list[dic
     shapes = {"targets": [None], "loss_weights": [None], "image_slots": [None]}
     types = {"targets": tf.int32, "loss_weights": tf.float32, "image_slots": tf.int32}
     signature = {name: tf.TensorSpec(shapes[name], types[name]) for name in shapes}
-    signature["images"] = tf.TensorSpec([None, None, None, 3], tf.uint8)
+    signature["images"] = tf.TensorSpec([None], tf.string)
     dataset = tf.data.Dataset.from_generator(lambda: iter(rows), output_signature=signature)
-    return list(Kosmos2FeatureConverter(4)(dataset, lengths).as_numpy_iterator())
+    return list(PackingFeatureConverter(4)(dataset, lengths).as_numpy_iterator())
 
 
-def _row(ids: list[int], weights: list[float], images: np.ndarray) -> dict[str, Any]:
-    slots = [-1, -1, 0, 1] + [-1] * (len(ids) - 4) if len(images) else [-1] * len(ids)
+def _row(ids: list[int], weights: list[float], *pictures: np.ndarray) -> dict[str, Any]:
+    slots = [-1, -1, 0, 1] + [-1] * (len(ids) - 4) if pictures else [-1] * len(ids)
+    images = [encode_png(picture) for picture in pictures]
     return {"targets": ids, "loss_weights": weights, "image_slots": slots, "images": images}
 
 
 def test_golden_batch() -> None:
     """Id 0 inside a sequence and fractional weights survive; seqio's own converters lose both."""
-    row = _row([0, 7, 4, 5, 8, 0, 9, 2], [0, 0, 0, 0, 0, 0.5, 1, 0.25], GRAY[None])
+    row = _row([0, 7, 4, 5, 8, 0, 9, 2], [0, 0, 0, 0, 0, 0.5, 1, 0.25], GRAY)
     (batch,) = _convert([row], feature_lengths(9, images=2))
     golden = {
         "tokens": [0, 7, 4, 5, 8, 0, 9, 1, 1],
@@ -52,7 +54,7 @@ def test_golden_batch() -> None:
 
 
 def test_a_row_that_is_just_full() -> None:
-    row = _row([0, 7, 4, 5, 8, 2], [0, 0, 0, 0, 0, 1], GRAY[None])
+    row = _row([0, 7, 4, 5, 8, 2], [0, 0, 0, 0, 0, 1], GRAY)
     (batch,) = _convert([row], feature_lengths(5))
     assert batch["tokens"].tolist() == [0, 7, 4, 5, 8]
     assert batch["targets"].tolist() == [7, 4, 5, 8, 2]
@@ -60,7 +62,7 @@ def test_a_row_that_is_just_full() -> None:
 
 
 def test_text_without_pictures() -> None:
-    row = _row([0, 9, 2], [0, 1, 1], np.zeros((0, 0, 0, 3), np.uint8))
+    row = _row([0, 9, 2], [0, 1, 1])
     (batch,) = _convert([row], feature_lengths(3, images=1))
     assert batch["image_slots"].tolist() == [-1, -1, -1]
     np.testing.assert_array_equal(batch["images"], [BLACK])
@@ -68,7 +70,7 @@ def test_text_without_pictures() -> None:
 
 @pytest.mark.parametrize("lengths", [feature_lengths(4), feature_lengths(9, images=0)])
 def test_what_does_not_fit_is_an_error_and_never_cut(lengths: dict[str, int]) -> None:
-    row = _row([0, 7, 4, 5, 8, 2], [0, 0, 0, 0, 0, 1], GRAY[None])
+    row = _row([0, 7, 4, 5, 8, 2], [0, 0, 0, 0, 0, 1], GRAY)
     with pytest.raises(tf.errors.InvalidArgumentError):
         _convert([row], lengths)
 
