@@ -69,7 +69,7 @@ def _build(document: Document) -> tuple[examples.Example, dict[str, Any]]:
 
 def _build_contents(document: Document) -> tuple[examples.Example, dict[str, Any]]:
     """What there is to see: the quickest lesson in seeing it."""
-    contents = GroundedText(document.content["contents"])
+    contents = GroundedText.from_dict(document.content["contents"])
     return examples.caption_example(document.images[0], contents), {}
 
 

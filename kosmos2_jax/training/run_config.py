@@ -41,7 +41,7 @@ class WarmStartConfig:
 
     Attributes:
       steps: updates; 0 for none, and the reference's initial values.
-      task: seqio task or mixture whose phrases teach it, with boxes or without.
+      task: seqio task or mixture whose grounded phrases teach it.
       batch_size: rows of one update.
       learning_rate: its peak; the rate falls to 0 at the end.
     """

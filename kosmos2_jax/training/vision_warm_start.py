@@ -2,8 +2,7 @@
 
 Kosmos-2 starts from CLIP, whose states already tell what is where. Where there is no CLIP, the
 tower first learns to predict, at each patch, which patch it is, the words of the phrases in whose
-boxes it lies, and the edges of such a box. Of pictures whose text has no boxes it learns that each
-word is true of some patch.
+boxes it lies, and the edges of such a box.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from kosmos2_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 _RARE = -4.0  # first bias of the words: most are not at most patches
 _NOWHERE = -1
-_SOMEWHERE_WEIGHT = 8.0  # a word without a box counts as much as one in a box of eight patches
 
 
 class PatchLabels(NamedTuple):
@@ -38,12 +36,10 @@ class PatchLabels(NamedTuple):
       words: 1 where the patch lies in a box of a phrase that has the word, else 0.
       corners: left column, top row, right column and bottom row of that box, in cells, -1 outside
         of boxes.
-      somewhere: 1 for the words of a text without boxes, else 0.
     """
 
     words: Float[np.ndarray, "B P V"]
     corners: Int[np.ndarray, "B P 4"]
-    somewhere: Float[np.ndarray, "B V"]
 
 
 def train_vision(
@@ -59,7 +55,7 @@ def train_vision(
       vision: parameters of the tower, fresh.
       config: of the model.
       vocabulary: of the batches.
-      batches: ordinary training batches.
+      batches: ordinary training batches; rows without grounded phrases do not count.
       optimizer_config: of this training alone.
 
     Returns:
@@ -82,11 +78,7 @@ def train_vision(
         states = states[:, 1:] * width**0.5
         inside = (labels.corners[..., 0] != _NOWHERE).astype(jnp.float32)
         grounded = inside.any(axis=1, keepdims=True)
-        said = states @ params["words"] + _RARE
-        words = optax.sigmoid_binary_cross_entropy(said, labels.words)
-        # The chance that no patch has the word, as if patches were independent.
-        nowhere = jnp.minimum(-jax.nn.softplus(said).sum(1), -1e-6)
-        somewhere = -jnp.where(labels.somewhere > 0, jnp.log(-jnp.expm1(nowhere)), nowhere)
+        words = optax.sigmoid_binary_cross_entropy(states @ params["words"] + _RARE, labels.words)
         edges = jnp.einsum("bpd,cdg->bpcg", states, params["corners"])
         # Outside of boxes every edge is as likely as any other.
         corners = optax.softmax_cross_entropy(
@@ -101,7 +93,6 @@ def train_vision(
             states @ params["place"], jnp.broadcast_to(jnp.arange(num_places), inside.shape)
         )
         what = jnp.sum((words.sum(-1) + corners) * grounded)
-        what += _SOMEWHERE_WEIGHT * jnp.sum(somewhere * ~grounded)
         return what / jnp.maximum(jnp.sum(inside), 1.0) + place.mean()
 
     @jax.jit
@@ -115,7 +106,7 @@ def train_vision(
     bar = tqdm(range(optimizer_config.total_steps), desc="vision", unit="update", mininterval=2.0)
     for i, batch in zip(bar, batches, strict=False):
         labels = patch_labels(batch, vocabulary, config.vision.grid)
-        seen |= labels.words.any(axis=(0, 1)) | labels.somewhere.any(axis=0)
+        seen |= labels.words.any(axis=(0, 1))
         params, opt_state, loss = step(params, opt_state, batch["images"][:, 0], labels)
         if i % 100 == 99:
             bar.set_postfix(loss=f"{float(loss):.3f}")
@@ -133,7 +124,7 @@ def patch_labels(
     """Reads the labels of patches off the grounded phrases of a batch.
 
     Args:
-      batch: `tokens`, `targets` and `loss_weights`, one example with one picture a row.
+      batch: `tokens` and `targets`, one example with one picture a row.
       vocabulary: of the batch.
       grid: patches a side.
     """
@@ -141,13 +132,8 @@ def patch_labels(
     shape = (len(sequences), grid, grid)
     words = np.zeros((*shape, vocabulary.vocab_size), np.float32)
     corners = np.full((*shape, 4), _NOWHERE, np.int32)
-    somewhere = np.zeros((len(sequences), vocabulary.vocab_size), np.float32)
     for row, ids in enumerate(sequences):
-        phrases = _grounded_phrases(ids, vocabulary)
-        if not phrases:
-            learnt = batch["targets"][row][batch["loss_weights"][row] > 0]
-            somewhere[row, learnt[learnt != vocabulary.eos_id]] = 1.0
-        for phrase, cells in phrases:
+        for phrase, cells in _grounded_phrases(ids, vocabulary):
             for pair in zip(cells[::2], cells[1::2], strict=True):
                 box = cells_to_box(*pair, vocabulary.grid_size)
                 x1, y1 = int(box.x1 * grid), int(box.y1 * grid)
@@ -156,7 +142,7 @@ def patch_labels(
                 (top, left), (bottom, right) = (divmod(c, vocabulary.grid_size) for c in pair)
                 corners[row, y1:y2, x1:x2] = left, top, right, bottom
     flat = (len(sequences), grid * grid, -1)
-    return PatchLabels(words.reshape(flat), corners.reshape(flat), somewhere)
+    return PatchLabels(words.reshape(flat), corners.reshape(flat))
 
 
 def _grounded_phrases(

@@ -136,10 +136,10 @@ def test_pictures_of_one_scene_are_the_same_in_every_task() -> None:
 def test_contents_of_a_picture_are_what_its_questions_tell() -> None:
     shape, color = ("what shape is present?", "circle"), ("what color is the circle?", "red")
     asked = ("is there a triangle?", "no")
-    assert easy_vqa_records.contents([asked, shape, color]) == "a red circle"
-    assert easy_vqa_records.contents([shape]) == "a circle"
-    assert easy_vqa_records.contents([color, asked]) == "a red shape"
-    assert easy_vqa_records.contents([asked]) == "a shape"
+    assert easy_vqa_records.tell([asked, shape, color]) == "a red circle"
+    assert easy_vqa_records.tell([shape]) == "a circle"
+    assert easy_vqa_records.tell([color, asked]) == "a red shape"
+    assert easy_vqa_records.tell([asked]) == "a shape"
 
 
 def test_every_question_of_easy_vqa_is_asked_once(vocabulary: Kosmos2Vocabulary) -> None:

@@ -16,32 +16,22 @@ def test_patches_get_the_words_and_corners_of_their_phrase(tmp_path):
     first, second = Box(0.0, 0.0, 0.45, 0.45), Box(0.5, 0.5, 0.95, 0.7)
     caption = GroundedText("a red star.", (Span("a red star", 0, 10, (first, second)),))
     example = examples.caption_example(np.zeros((8, 8, 3), np.uint8), caption)
-    labels = patch_labels(batch_of(example, vocabulary), vocabulary, 4)
+    ids = examples.encode_example(example, vocabulary, 2)["targets"][None]
+    labels = patch_labels({"tokens": ids[:, :-1], "targets": ids[:, 1:]}, vocabulary, 4)
 
     corners = labels.corners.reshape(4, 4, 4)
     assert (corners[:2, :2] == (0, 0, 1, 1)).all()
     assert (corners[2, 2:] == (2, 2, 3, 2)).all()
     assert (corners != -1).any(axis=2).sum() == 6
-    assert not labels.somewhere.any()
     words = labels.words.reshape(4, 4, -1)
     assert set(np.flatnonzero(words[0, 0])) == set(vocabulary.encode("a red star"))
     assert not words[3].any()
 
 
-def test_words_without_boxes_are_somewhere(tmp_path):
-    train_sentencepiece(["Question: what is it? Answer: a ring"] * 3, tmp_path / "m", 60)
+def test_rows_without_phrases_have_no_labels(tmp_path):
+    train_sentencepiece(["what is it"] * 3, tmp_path / "m", 40)
     vocabulary = Kosmos2Vocabulary(tmp_path / "m", 4)
-    picture = np.zeros((8, 8, 3), np.uint8)
-    example = examples.question_example([picture], [("what is it?", "a ring")])
-    labels = patch_labels(batch_of(example, vocabulary), vocabulary, 4)
+    ids = np.array([[0, *vocabulary.encode("what is it"), 2]])
+    labels = patch_labels({"tokens": ids[:, :-1], "targets": ids[:, 1:]}, vocabulary, 4)
     assert not labels.words.any()
     assert (labels.corners == -1).all()
-    # Of what is learnt alone, not of the question.
-    assert set(np.flatnonzero(labels.somewhere[0])) == set(vocabulary.encode("a ring"))
-
-
-def batch_of(example: examples.Example, vocabulary: Kosmos2Vocabulary) -> dict[str, np.ndarray]:
-    features = examples.encode_example(example, vocabulary, 2)
-    ids = features["targets"][None]
-    weights = features["loss_weights"][None, 1:]
-    return {"tokens": ids[:, :-1], "targets": ids[:, 1:], "loss_weights": weights}
