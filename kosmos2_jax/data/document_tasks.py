@@ -18,8 +18,9 @@ from kosmos2_jax.data.documents import Document, from_tf_example
 from kosmos2_jax.data.encode_document import EncodeSettings, Features, encode_document
 from kosmos2_jax.data.examples import Example, encode_example
 from kosmos2_jax.data.features import output_features
+from kosmos2_jax.data.packing_converter import NOTE
 from kosmos2_jax.data.skips import DataError, Skips
-from kosmos2_jax.data.streams import COUNTS
+from kosmos2_jax.data.streams import write_note
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 
 # What evaluation asks for, beside the output features: JSON, see `truth_of`.
@@ -266,12 +267,12 @@ class _Place:
         numbers = np.array([self.passes, self.read, self.dry], np.int64)
         return numbers, json.dumps(self.counts.to_dict()).encode()
 
-    def take_counts(self) -> bytes:
-        """The counts, for an example that there now is."""
+    def take_note(self, task: str) -> bytes:
+        """What was counted, for an example that there now is."""
+        note = write_note(task, self.counts)
         self.dry = 0
-        counts = self.counts.to_dict()
         self.counts.clear()
-        return json.dumps(counts).encode() if counts else b""
+        return note
 
     def end_pass(self, reader: _Reader) -> None:
         if not self.read:
@@ -296,7 +297,7 @@ def _encoded(chunks: tf.data.Dataset, reader: _Reader, settings: TaskSettings) -
     def step(
         state: tuple[tf.Tensor, tf.Tensor], records: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
-        *sequences, images, sizes, counts, truths, numbers, pending = tf.numpy_function(
+        *sequences, images, sizes, notes, truths, numbers, pending = tf.numpy_function(
             functools.partial(_encode_chunk, reader, settings),
             [records, *state],
             [*_SEQUENCES.values(), tf.string, tf.int32, tf.string, tf.string, tf.int64, tf.string],
@@ -305,7 +306,7 @@ def _encoded(chunks: tf.data.Dataset, reader: _Reader, settings: TaskSettings) -
         )
         found = dict(zip(_SEQUENCES, sequences, strict=True)) | {"images": images, "sizes": sizes}
         found = {name: tf.ensure_shape(value, [None, None]) for name, value in found.items()}
-        found |= {COUNTS: tf.ensure_shape(counts, [None]), TRUTH: tf.ensure_shape(truths, [None])}
+        found |= {NOTE: tf.ensure_shape(notes, [None]), TRUTH: tf.ensure_shape(truths, [None])}
         return (tf.ensure_shape(numbers, [3]), tf.ensure_shape(pending, [])), found
 
     def cut(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -336,7 +337,7 @@ def _encode_chunk(
     def encode(group: list[bytes]) -> None:
         # Documents are read as they are needed, so that counts travel with the next example.
         for features in reader.encode(map(read, group), settings, place.counts):
-            examples.append((features, place.take_counts()))
+            examples.append((features, place.take_note(reader.task)))
         place.stop_if_dry(reader, _HOPELESS)
 
     group: list[bytes] = []
@@ -366,6 +367,6 @@ def _stack(examples: Sequence[tuple[Features, bytes]]) -> tuple[np.ndarray, ...]
         *arrays,
         images,
         np.array(sizes, np.int32).reshape(-1, 2),
-        np.array([counts for _, counts in examples], object),
+        np.array([note for _, note in examples], object),
         np.array([json.dumps(f.get(TRUTH)).encode() for f in found], object),
     )

@@ -30,10 +30,6 @@ from kosmos2_jax.errors import CheckpointError, ConfigError
 
 Row = dict[str, np.ndarray]  # as PackingFeatureConverter(decode=False) makes them
 
-# A feature that tasks may have beside their output features, tf.string []: JSON of a
-# `Skips.to_dict`, what was counted since the last example that had one; else "".
-COUNTS = "counts"
-
 # How TensorFlow says that an example does not fit a row of its own, and that Python gave up.
 _TOO_LONG = re.compile(r"Paddings must be non-negative: 0 -(\d+)")
 _GAVE_UP = re.compile(r"(DataError|ConfigError|CheckpointError): (.*)")
@@ -130,11 +126,12 @@ def stream_dataset(
             try_in_mem_cache=False,
         )
 
-        def label(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            note = tf.strings.join([task.name, features.get(COUNTS, "")], "\t")
+        def choose(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            # Where there is a note this is no work: TensorFlow only hands on.
+            note = features[NOTE] if NOTE in features else tf.constant(write_note(task.name))
             return {**{name: features[name] for name in task.output_features}, NOTE: note}
 
-        return dataset.map(label)
+        return dataset.map(choose)
 
     if len(tasks) == 1:
         mixed = read(tasks[0])
@@ -144,6 +141,16 @@ def stream_dataset(
             [read(task) for task in tasks], rates / rates.sum(), own_seed
         )
     return converter(mixed, lengths)
+
+
+def write_note(task: str, counts: Skips | None = None) -> bytes:
+    """What a task's example may have as the feature `NOTE`.
+
+    Args:
+      task: its name.
+      counts: what was counted since the last example.
+    """
+    return f"{task}\t{json.dumps(counts.to_dict()) if counts else ''}".encode()
 
 
 @dataclasses.dataclass
