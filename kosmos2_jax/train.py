@@ -77,7 +77,7 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     batches = open_batches(run, mixture, run.data.batch_size, pack=run.data.pack)
 
     # Model, state, step
-    model = Kosmos2Model(run.model, generation_config(run))
+    model = Kosmos2Model(run.model, generation_config(run), run.loss_chunk)
     optimizer = make_optimizer(run.optimizer)
     shardings = state_shardings(run, optimizer, mesh)
     checkpoints = RunCheckpoints(workdir / "checkpoints", run.keep_checkpoints)

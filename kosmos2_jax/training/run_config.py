@@ -66,6 +66,8 @@ class RunConfig:
       warm_start: of the vision tower.
       micro_batches: parts that a batch is worked through in, one after the other; the loss stays
         the mean over all tokens of the update.
+      loss_chunk: tokens of a row whose logits are held at a time; 0 for all. Saves memory where
+        rows are long and the vocabulary is large.
       log_every: updates between lines of metrics.
       checkpoint_every: updates between checkpoints.
       keep_checkpoints: how many of the latest stay.
@@ -80,6 +82,7 @@ class RunConfig:
     seed: int = 0
     warm_start: WarmStartConfig = WarmStartConfig()
     micro_batches: int = 1
+    loss_chunk: int = 0
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
