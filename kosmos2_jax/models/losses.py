@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -30,7 +31,7 @@ class TargetScores(NamedTuple):
 
 def score_targets(
     hidden: Float[Array, "B L E"],
-    table: Float[Array, "V E"],
+    table: Float[Array | np.ndarray, "V E"],
     targets: Int[Array, "B L"],
     chunk: int = 0,
 ) -> TargetScores:
@@ -64,7 +65,9 @@ def score_targets(
 
 
 def _score(
-    hidden: Float[Array, "B L E"], table: Float[Array, "V E"], targets: Int[Array, "B L"]
+    hidden: Float[Array, "B L E"],
+    table: Float[Array | np.ndarray, "V E"],
+    targets: Int[Array, "B L"],
 ) -> TargetScores:
     logits = tied_logits(hidden, table)
     # Comparing with the maximum is several times as fast on CPU as an argmax.
@@ -73,7 +76,9 @@ def _score(
     return TargetScores(token_losses(logits, targets), best)
 
 
-def tied_logits(hidden: Float[Array, "B L E"], table: Float[Array, "V E"]) -> Float[Array, "B L V"]:
+def tied_logits(
+    hidden: Float[Array, "B L E"], table: Float[Array | np.ndarray, "V E"]
+) -> Float[Array, "B L V"]:
     """Scores over the vocabulary, float32: the tied table, no bias, no scale (trap T-10)."""
     with jax.named_scope("head"):
         return jnp.einsum("BLE,VE->BLV", hidden, table.astype(hidden.dtype)).astype(jnp.float32)
