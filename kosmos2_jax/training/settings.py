@@ -27,15 +27,17 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Reads `--config=FILE[:ARG] --config.NAME=VALUE … --workdir=DIR`.
 
     Args:
-      argv: `sys.argv`, which ml_collections reads itself to find the settings.
+      argv: the program's name, then its arguments.
 
     Raises:
       ConfigError: a file that is not there, an unknown or ill-typed setting or option, named.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "The run.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Where the run writes.", flag_values=values)
     arguments = [_installed_config(argument) for argument in argv]
+    config_flags.DEFINE_config_file(
+        "config", None, "The run.", flag_values=values, sys_argv=arguments
+    )
+    flags.DEFINE_string("workdir", None, "Where the run writes.", flag_values=values)
     try:
         rest = values(arguments)
     except flags.Error as error:

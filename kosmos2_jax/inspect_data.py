@@ -1,0 +1,97 @@
+"""What training will see, as one page: `kosmos2 inspect --config=FILE --output FILE`.
+
+Data are read by the same functions as in `kosmos2_jax.train`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import seqio
+
+from kosmos2_jax.data.packed_pipeline import PackedBatches
+from kosmos2_jax.data.skips import Skips
+from kosmos2_jax.evaluation.inspection import InspectedRow, inspect_row
+from kosmos2_jax.evaluation.inspection_page import InspectionPage, SourceCounts, page_html
+from kosmos2_jax.evaluation.inspection_statistics import BatchStatistics
+from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
+from kosmos2_jax.train import open_batches, prepare_data
+from kosmos2_jax.training.run_config import RunConfig
+
+# Rows that are read at a time; their order does not depend on it.
+_BATCH_SIZE = 8
+
+
+def inspect_data(run: RunConfig, workdir: Path, shown: int, counted: int) -> str:
+    """Reads the first rows of a run's data and shows them.
+
+    Args:
+      run: whose data, as in training.
+      workdir: where the data lie if the run names no folder.
+      shown: rows on the page, from the first on.
+      counted: rows that the statistics are of, at least; not fewer than are shown.
+
+    Returns:
+      A page of HTML.
+
+    Raises:
+      ConfigError: the run's settings make no sense.
+      DataError: a source is missing or gives nothing.
+    """
+    mixture, vocabulary = prepare_data(run, workdir)
+    counted = max(shown, counted)
+    batches = open_batches(run, mixture, min(_BATCH_SIZE, counted), pack=run.data.pack)
+    try:
+        rows, statistics = _read(run, batches, vocabulary, shown, counted)
+        sources = _source_counts(batches.skips())
+    finally:
+        batches.close()
+    return page_html(
+        InspectionPage(
+            mixture, _settings(run), rows, statistics, _rates(mixture), sources,
+            vocabulary.grid_size,
+        )
+    )  # fmt: skip
+
+
+def _read(
+    run: RunConfig, batches: PackedBatches, vocabulary: Kosmos2Vocabulary, shown: int, counted: int
+) -> tuple[list[InspectedRow], BatchStatistics]:
+    num_latents = run.model.resampler.num_latents
+    statistics = BatchStatistics(vocabulary, num_latents)
+    rows: list[InspectedRow] = []
+    for batch in batches:
+        tasks = batches.row_tasks()
+        statistics.add(batch, tasks)
+        for index in range(min(len(tasks), shown - len(rows))):
+            rows.append(inspect_row(batch, index, tasks[index], vocabulary, num_latents))
+        if len(statistics.filled) >= counted:
+            break
+    return rows, statistics
+
+
+def _rates(mixture: str) -> dict[str, float]:
+    provider = seqio.get_mixture_or_task(mixture)
+    if isinstance(provider, seqio.Task):
+        return {provider.name: 1.0}
+    return {task.name: float(provider.get_rate(task)) for task in provider.tasks}
+
+
+def _source_counts(skips: Skips) -> list[SourceCounts]:
+    return [
+        SourceCounts(source, skips.num_kept(source), skips.num_skipped(source),
+                     skips.reasons(source))
+        for source in skips.sources()
+    ]  # fmt: skip
+
+
+def _settings(run: RunConfig) -> dict[str, str]:
+    data, size = run.data, run.model.vision.image_size
+    return {
+        "row": f"{data.length:,} tokens, at most {data.images} picture(s)",
+        "packing": "examples share rows" if data.pack else "one example a row",
+        "picture": f"{size}×{size} pixels ({data.image_mode}), "
+        f"{run.model.resampler.num_latents} slots",
+        "grid of locations": f"{run.model.grid_size}×{run.model.grid_size}",
+        "update": f"{data.batch_size:,} rows",
+    }
