@@ -43,7 +43,7 @@ def inspect_data(run: RunConfig, workdir: Path, shown: int, counted: int) -> str
     batches = open_batches(run, mixture, min(_BATCH_SIZE, counted), pack=run.data.pack)
     try:
         rows, statistics = _read(run, batches, vocabulary, shown, counted)
-        sources = _source_counts(batches.skips())
+        sources = _source_counts(batches.skips(), mixture)
     finally:
         batches.close()
     return page_html(
@@ -77,21 +77,26 @@ def _rates(mixture: str) -> dict[str, float]:
     return {task.name: float(provider.get_rate(task)) for task in provider.tasks}
 
 
-def _source_counts(skips: Skips) -> list[SourceCounts]:
+def _source_counts(skips: Skips, mixture: str) -> list[SourceCounts]:
     return [
-        SourceCounts(source, skips.num_kept(source), skips.num_skipped(source),
-                     skips.reasons(source))
+        SourceCounts(
+            # What comes of examples after their source has given them.
+            f"{source}: examples in rows" if source == mixture else source,
+            skips.num_kept(source),
+            skips.num_skipped(source),
+            skips.reasons(source),
+        )
         for source in skips.sources()
-    ]  # fmt: skip
+    ]
 
 
 def _settings(run: RunConfig) -> dict[str, str]:
     data, size = run.data, run.model.vision.image_size
     return {
-        "row": f"{data.length:,} tokens, at most {data.images} picture(s)",
+        "row": f"{data.length:,} tokens, {data.images} picture{'s' * (data.images != 1)} at most",
         "packing": "examples share rows" if data.pack else "one example a row",
         "picture": f"{size}×{size} pixels ({data.image_mode}), "
         f"{run.model.resampler.num_latents} slots",
         "grid of locations": f"{run.model.grid_size}×{run.model.grid_size}",
-        "update": f"{data.batch_size:,} rows",
+        "update": f"{data.batch_size:,} row{'s' * (data.batch_size != 1)}",
     }

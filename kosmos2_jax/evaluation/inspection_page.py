@@ -34,6 +34,7 @@ from kosmos2_jax.vision.drawing import draw_grounded, span_colour
 
 _STYLE = "inspection_page.css"
 _BLANK = "▁"
+_DRAWN_SIDE = 384  # pixels of a picture with boxes, about the width at which the page shows it
 _LEVELS = 4  # of loss weights that the style tells apart, beside 0
 _TASK_COLOURS = 8  # that the style has
 _QUALITY = 85  # of WebP
@@ -180,9 +181,10 @@ def _task_table(
         "asked for", "examples", "tokens", "count", "tokens", "learnt", "pictures", "boxes",
     )  # fmt: skip
     return (
-        '<div class="wide"><table><caption>Tasks: the share they should have and the share they '
-        'have</caption><thead><tr><td></td><th colspan="3" scope="colgroup">share</th><th></th>'
-        '<th colspan="4" scope="colgroup">an example has on average</th></tr><tr><th>task</th>'
+        "<h3>Tasks: the share they should have and the share they have</h3>"
+        '<div class="wide"><table><thead><tr><td></td><th colspan="3" scope="colgroup">share</th>'
+        '<th></th><th colspan="4" scope="colgroup">an example has on average</th></tr><tr>'
+        "<th>task</th>"
         + "".join(f"<th>{head}</th>" for head in heads)
         + f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -208,8 +210,10 @@ def _chart(title: str, unit: str, values: Sequence[int], sign: str) -> str:
         f"<td>{bar.count:,}</td></tr>"
         for bar in bins
     )
-    small = f"<small>{escape(unit)}</small>" if unit else ""
-    return f'<table class="chart"><caption>{escape(title)} {small}</caption>{rows}</table>'
+    return (
+        f'<table class="chart"><caption>{escape(title)} <small>{escape(unit)}</small></caption>'
+        f"{rows}</table>"
+    )
 
 
 def _source_table(sources: Sequence[SourceCounts]) -> str:
@@ -224,8 +228,9 @@ def _source_table(sources: Sequence[SourceCounts]) -> str:
             f"<td>{source.skipped:,} ({share:.1%})</td><td>{reasons or 'none'}</td></tr>"
         )
     return (
-        '<div class="wide"><table class="sources"><caption>Sources: what was kept, skipped and '
-        "mended</caption><thead><tr><th>source</th><th>kept</th><th>skipped</th>"
+        "<h3>Sources: what was kept, skipped and mended</h3>"
+        '<div class="wide"><table class="sources"><thead><tr><th>source</th><th>kept</th>'
+        "<th>skipped</th>"
         "<th>skipped, clipped or filtered because</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -299,7 +304,7 @@ class _Rows:
         )
         return (
             f'<section class="row" id="r{number}"><h2>Row {number} <small>{about}</small></h2>'
-            f'<div class="strip">{strip}</div>{examples}</section>'
+            f'<div class="strip">{strip}</div><div class="examples">{examples}</div></section>'
         )
 
     def example(self, row: int, number: int, example: InspectedExample) -> str:
@@ -328,7 +333,8 @@ class _Rows:
         image = Image.fromarray(picture.pixels)
         boxes = sum(len(span.boxes) for span in picture.grounded.spans)
         if boxes:
-            image = draw_grounded(image, picture.grounded, caption=False)
+            image = image.resize((_DRAWN_SIDE, _DRAWN_SIDE), Image.Resampling.BICUBIC)
+            image = draw_grounded(image, picture.grounded, caption=False, min_long_side=_DRAWN_SIDE)
         name = f"picture {picture.number + 1}"
         return (
             f'<figure id="r{row}p{picture.number + 1}"><img src="{_data_uri(image)}" '

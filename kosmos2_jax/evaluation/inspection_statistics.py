@@ -109,14 +109,17 @@ def histogram(values: Iterable[int], most: int = _BINS) -> list[Bin]:
 
     Args:
       values: at least one.
-      most: bins at most, but for one more where they do not begin at a multiple of the width.
+      most: bins at most, but for one more where they do not begin at a multiple of the width; the
+        last one ends with the greatest value.
     """
     counts = collections.Counter(values)
     low, high = min(counts), max(counts)
     width = next(w for w in _round_widths() if w * most > high - low)
     first = low // width * width
     return [
-        Bin(start, start + width - 1, sum(counts[v] for v in range(start, start + width)))
+        Bin(
+            start, min(start + width - 1, high), sum(counts[v] for v in range(start, start + width))
+        )
         for start in range(first, high + 1, width)
     ]
 

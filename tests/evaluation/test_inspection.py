@@ -235,7 +235,8 @@ def test_histograms_have_round_bins():
     assert histogram([3, 3, 5]) == [Bin(3, 3, 2), Bin(4, 4, 0), Bin(5, 5, 1)]
     bins = histogram([17, 160, 161, 999])
     assert [bar.low for bar in bins] == list(range(0, 1000, 100))
-    assert sum(bar.count for bar in bins) == 4 and bins[1].count == 2
+    assert sum(bar.count for bar in bins) == 4 and bins[1] == Bin(100, 199, 2)
+    assert histogram([85, 100])[-1] == Bin(100, 100, 1)
     assert histogram([0]) == [Bin(0, 0, 1)]
 
 
