@@ -108,23 +108,19 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    import tempfile
-
     _check_output(args.output, args.overwrite)
-    with _status("looking for the data") as say, contextlib.ExitStack() as stack:
+    with _status("looking for the data") as say:
         try:
             from kosmos2_jax.inspect_data import inspect_data
-            from kosmos2_jax.training.settings import parse_command_line
+            from kosmos2_jax.training.settings import parse_run
         except ModuleNotFoundError as error:
             raise Kosmos2Error(
                 f"kosmos2 inspect reads data as training does, for which {error.name!r} is "
                 "missing: run `pip install 'kosmos2-jax[train]'`."
             ) from None
-        workdir = args.workdir or stack.enter_context(tempfile.TemporaryDirectory())
-        words = [_PROG, f"--config={args.config}", *args.settings, f"--workdir={workdir}"]
-        command = parse_command_line(words)
+        run = parse_run([_PROG, f"--config={args.config}", *args.settings])
         say("reading the data")
-        page = inspect_data(command.run, command.workdir, args.n, args.count)
+        page = inspect_data(run, args.workdir, args.n, args.count)
     with open(args.output, "w" if args.overwrite else "x", encoding="utf-8") as file:
         file.write(page)
     print(f"{args.output}: open it in a browser")
@@ -354,7 +350,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", type=Path, metavar="DIR",
         help="the run's work folder, whose data are read, or made, where the configuration names "
-        "no data.folder; by default they are made anew and removed",
+        "no data.folder; by default some are made for this and removed",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
 

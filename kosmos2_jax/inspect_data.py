@@ -5,6 +5,9 @@ Data are read by the same functions as in `kosmos2_jax.train`.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import tempfile
 from pathlib import Path
 
 import seqio
@@ -20,14 +23,17 @@ from kosmos2_jax.training.run_config import RunConfig
 
 # Rows that are read at a time; their order does not depend on it.
 _BATCH_SIZE = 8
+# Scenes that are drawn only to be looked at: the first ones that training would draw.
+_FEW_SCENES = 2000
 
 
-def inspect_data(run: RunConfig, workdir: Path, shown: int, counted: int) -> str:
+def inspect_data(run: RunConfig, workdir: Path | None, shown: int, counted: int) -> str:
     """Reads the first rows of a run's data and shows them.
 
     Args:
       run: whose data, as in training.
-      workdir: where the data lie if the run names no folder.
+      workdir: in which the data lie if the run names no folder. None for data that are made for
+        this page, no more than it needs, and then removed.
       shown: rows on the page, from the first on.
       counted: rows that the statistics are of, at least; not fewer than are shown.
 
@@ -38,20 +44,28 @@ def inspect_data(run: RunConfig, workdir: Path, shown: int, counted: int) -> str
       ConfigError: the run's settings make no sense.
       DataError: a source is missing or gives nothing.
     """
-    mixture, vocabulary = prepare_data(run, workdir)
     counted = max(shown, counted)
-    batches = open_batches(run, mixture, min(_BATCH_SIZE, counted), pack=run.data.pack)
-    try:
+    with contextlib.ExitStack() as stack:
+        if workdir is None:
+            workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            run = run if run.data.folder else _with_few_scenes(run)
+        mixture, vocabulary = prepare_data(run, workdir)
+        batches = open_batches(run, mixture, min(_BATCH_SIZE, counted), pack=run.data.pack)
+        stack.callback(batches.close)
         rows, statistics = _read(run, batches, vocabulary, shown, counted)
         sources = _source_counts(batches.skips(), mixture)
-    finally:
-        batches.close()
     return page_html(
         InspectionPage(
             mixture, _settings(run), rows, statistics, _rates(mixture), sources,
             vocabulary.grid_size,
         )
     )  # fmt: skip
+
+
+def _with_few_scenes(run: RunConfig) -> RunConfig:
+    few = min(run.data.train_scenes, _FEW_SCENES)
+    data = dataclasses.replace(run.data, train_scenes=few, test_scenes=1)
+    return dataclasses.replace(run, data=data)
 
 
 def _read(

@@ -30,6 +30,7 @@ from kosmos2_jax.evaluation.inspection_statistics import (
     TaskFigures,
     histogram,
 )
+from kosmos2_jax.grounding.tags import DELIMITER, END_OF_CHUNK, END_OF_DOCUMENT, END_OF_LINE, EOS
 from kosmos2_jax.vision.drawing import draw_grounded, span_colour
 
 _STYLE = "inspection_page.css"
@@ -38,8 +39,12 @@ _DRAWN_SIDE = 384  # pixels of a picture with boxes, about the width at which th
 _LEVELS = 4  # of loss weights that the style tells apart, beside 0
 _TASK_COLOURS = 8  # that the style has
 _QUALITY = 85  # of WebP
+# How the longest tag is shown.
+_SHORT = {DELIMITER: "</delimiter…/>"}
 # After these a line ends, as it did in the text.
-_LINE_ENDS = ("</line>", "</chunk>", "</doc>")
+_LINE_ENDS = (END_OF_LINE, END_OF_CHUNK, END_OF_DOCUMENT, EOS)
+# Examples of more tokens have all the width.
+_LONG = 250
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,14 +211,17 @@ def _chart(title: str, unit: str, values: Sequence[int], sign: str) -> str:
     most = max(bar.count for bar in bins)
     rows = "".join(
         f'<tr><th scope="row">{bar.low:,}{f"–{bar.high:,}" if bar.high > bar.low else ""}{sign}'
-        f'</th><td><span class="bar" style="width:{100 * bar.count / most:.1f}%"></span></td>'
-        f"<td>{bar.count:,}</td></tr>"
+        f"</th><td>{_bar(bar.count / most)}</td><td>{bar.count:,}</td></tr>"
         for bar in bins
     )
     return (
         f'<table class="chart"><caption>{escape(title)} <small>{escape(unit)}</small></caption>'
         f"{rows}</table>"
     )
+
+
+def _bar(share: float) -> str:
+    return f'<span class="bar" style="width:{share:.1%}"></span>' if share else ""
 
 
 def _source_table(sources: Sequence[SourceCounts]) -> str:
@@ -277,8 +285,9 @@ class _Rows:
             f"{grounding if self.grid_size else ''}"
             '<li><span class="slots">▣ picture 1</span> the places a picture takes</li>'
             "</ul><p>A row is what the model works through at once. Examples that share a row do "
-            "not see each other, and positions begin again with each. Point at a token for its id, "
-            "position and weight.</p></section>"
+            "not see each other, and positions begin again with each. Boxes are drawn where their "
+            "location tokens put them. Point at a token for its id, position and weight.</p>"
+            "</section>"
         )
 
     def row(self, number: int, row: InspectedRow) -> str:
@@ -318,9 +327,11 @@ class _Rows:
         )
         pictures = "".join(self.picture(row, picture) for picture in example.pictures)
         notes = "".join(f"<li>{escape(note)}</li>" for note in example.notes)
+        long = ' class="long"' if len(tokens) > _LONG else ""
+        dot = f'<span class="dot c{self.colours[example.task]}"></span>'
         return (
-            f'<article id="r{row}e{number}"><h3><span class="dot c{self.colours[example.task]}">'
-            f"</span>{number}. {escape(example.task)} <small>{about}</small></h3>"
+            f'<article{long} id="r{row}e{number}">'
+            f"<h3>{dot}{number}. {escape(example.task)} <small>{about}</small></h3>"
             + (f'<ul class="notes">{notes}</ul>' if notes else "")
             + '<div class="sides">'
             + (f'<div class="pictures">{pictures}</div>' if pictures else "")
@@ -336,10 +347,11 @@ class _Rows:
             image = image.resize((_DRAWN_SIDE, _DRAWN_SIDE), Image.Resampling.BICUBIC)
             image = draw_grounded(image, picture.grounded, caption=False, min_long_side=_DRAWN_SIDE)
         name = f"picture {picture.number + 1}"
+        said = f", {_number(boxes, 'box', 'boxes')}" if boxes else ""
         return (
             f'<figure id="r{row}p{picture.number + 1}"><img src="{_data_uri(image)}" '
             f'width="{image.width}" height="{image.height}" alt="{name} of row {row}">'
-            f"<figcaption>{name}, {_number(boxes, 'box', 'boxes')}</figcaption></figure>"
+            f"<figcaption>{name}{said}</figcaption></figure>"
         )
 
     def part(self, row: int, part: Part) -> str:
@@ -374,7 +386,8 @@ class _Rows:
             before = " " if text.startswith(_BLANK) else ""
             text = text.removeprefix(_BLANK).replace(_BLANK, "␣") or "␣"
         else:
-            classes = f"tag {classes}"
+            classes, about = f"tag {classes}", f"{text}: {about}"
+            text = _SHORT.get(text, text)
             after = "<br>" if text in _LINE_ENDS else ""
         return f'{before}<i class="{classes}" title="{escape(about)}">{escape(text)}</i>{after}'
 

@@ -28,7 +28,7 @@ _PAPER: Colour = (255, 255, 255)
 _BACKDROP: Colour = (228, 228, 231)
 
 # Smaller pictures are enlarged until labels can be read on them.
-MIN_LONG_SIDE = 512
+_MIN_LONG_SIDE = 512
 # Narrower pictures get margins, so that there is room for labels and caption.
 _MIN_CANVAS = (256, 128)
 
@@ -38,7 +38,7 @@ def draw_grounded(
     grounded: GroundedText,
     *,
     caption: bool = True,
-    min_long_side: int = MIN_LONG_SIDE,
+    min_long_side: int = _MIN_LONG_SIDE,
 ) -> Image.Image:
     """Returns the picture with every box of the text, labelled, and the text underneath.
 

@@ -84,6 +84,13 @@ def test_the_quickstart_makes_its_data_where_it_is_told(capsys, tmp_path: Path):
     assert "loss weight 0.1<" in html and "loss weight 1<" in html
 
 
+def test_without_a_place_the_quickstart_draws_what_the_page_needs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("--config=configs/quickstart.py", "--config.data.train_scenes=70", "--n=1")
+    assert inspect(capsys, *words, "--count=8", "--output=sheet.html")[0] == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["sheet.html"]
+
+
 @pytest.mark.parametrize(
     ("status", "words", "message"),
     [
