@@ -273,7 +273,7 @@ class _Rows:
         size = f"{self.grid_size}×{self.grid_size}"
         grounding = (
             '<li><i class="loc w0">0044</i> location token: a cell of the grid of '
-            f"{size}; two are the upper left and the lower right corner of a box</li>"
+            f"{size}; two are the corners of a box, which is drawn where they put it</li>"
             '<li><span class="ground" style="--c:#1d78dc"><i class="tag w0">&lt;phrase&gt;</i>'
             '<i class="w0">words</i></span> a phrase, in the colour of its boxes</li>'
         )
@@ -285,9 +285,8 @@ class _Rows:
             f"{grounding if self.grid_size else ''}"
             '<li><span class="slots">▣ picture 1</span> the places a picture takes</li>'
             "</ul><p>A row is what the model works through at once. Examples that share a row do "
-            "not see each other, and positions begin again with each. Boxes are drawn where their "
-            "location tokens put them. Point at a token for its id, position and weight.</p>"
-            "</section>"
+            "not see each other, and positions begin again with each. Point at a token for its id, "
+            "position and weight.</p></section>"
         )
 
     def row(self, number: int, row: InspectedRow) -> str:
