@@ -1,4 +1,4 @@
-"""The command line: `kosmos2 describe|ground|refer|ask IMAGE ... --model DIR`, `kosmos2 convert`.
+"""The command line: `kosmos2 describe|ground|refer|ask IMAGE ...`, `kosmos2 convert`, `inspect`.
 
 Nothing heavy is imported before a command runs, so that `kosmos2 --help` answers at once. What
 the user can mend is told in one line on stderr, with exit status 1; usage errors have status 2.
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kosmos2_jax.inference.predictor import Predictor
 
 _PROG = "kosmos2"
+_SETTING = "--config."  # how settings of a run begin, which its configuration knows
 _BOX_HELP = (
     "x1,y1,x2,y2 of the upper left and lower right corner: fractions of the picture's width and "
     "height (0.25,0.1,0.5,0.4), or pixels if any number is greater than 1 (160,64,320,256)"
@@ -49,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = _join_negative_box(list(sys.argv[1:] if argv is None else argv))
     parser, commands = _make_parser()
     _check_words(words, parser, commands)
-    args = parser.parse_args(words)
+    settings = [word for word in words if word.startswith(_SETTING)]
+    args = parser.parse_args([word for word in words if word not in settings])
+    args.settings = settings
     _quieten(args.debug)
     try:
         args.run(args)
@@ -104,6 +107,25 @@ def _convert(args: argparse.Namespace) -> None:
         _note("the source has no tokenizer, so the copy has none either")
 
 
+def _inspect(args: argparse.Namespace) -> None:
+    _check_output(args.output, args.overwrite)
+    with _status("looking for the data") as say:
+        try:
+            from kosmos2_jax.inspect_data import inspect_data
+            from kosmos2_jax.training.settings import parse_run
+        except ModuleNotFoundError as error:
+            raise Kosmos2Error(
+                f"kosmos2 inspect reads data as training does, for which {error.name!r} is "
+                "missing: run `pip install 'kosmos2-jax[train]'`."
+            ) from None
+        run = parse_run([_PROG, f"--config={args.config}", *args.settings])
+        say("reading the data")
+        page = inspect_data(run, args.workdir, args.n, args.count)
+    with open(args.output, "w" if args.overwrite else "x", encoding="utf-8") as file:
+        file.write(page)
+    print(f"{args.output}: open it in a browser")
+
+
 def _answer(
     args: argparse.Namespace,
     image: Image.Image,
@@ -146,17 +168,17 @@ def _open_image(args: argparse.Namespace) -> Image.Image:
 
     if args.output:
         _check_output(args.output, args.overwrite)
+        _picture_format(args.output)
     return load_image(args.image)
 
 
 def _check_output(path: Path, overwrite: bool) -> None:
     if path.is_dir():
-        raise Kosmos2Error(f"{path} is a folder: give --output the name of a picture file.")
+        raise Kosmos2Error(f"{path} is a folder: give --output the name of a file.")
     if path.exists() and not overwrite:
         raise Kosmos2Error(f"{path} exists: choose another name or add --overwrite.")
     if not path.parent.is_dir():
         raise Kosmos2Error(f"The folder {path.parent} does not exist: create it for --output.")
-    _picture_format(path)
 
 
 def _picture_format(path: Path) -> str:
@@ -264,6 +286,7 @@ def _make_parser() -> tuple[_Parser, dict[str, _Parser]]:
     for sub in (describe, ground, refer, ask):
         _add_model(sub)
     _add_convert(command("convert", _convert, "turn a checkpoint into another format"))
+    _add_inspect(command("inspect", _inspect, "show as a web page what training will see"))
     return parser, dict(subparsers.choices)
 
 
@@ -309,6 +332,29 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", required=True, metavar="FILE",
+        help="configuration of a run; --config.NAME=VALUE changes a setting, as in training",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="HTML file to write"
+    )
+    parser.add_argument(
+        "--n", type=_positive, default=16, metavar="N", help="rows to show (%(default)s)"
+    )
+    parser.add_argument(
+        "--count", type=_positive, default=256, metavar="N",
+        help="rows that the statistics are of (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workdir", type=Path, metavar="DIR",
+        help="the run's work folder, whose data are read, or made, where the configuration names "
+        "no data.folder; by default some are made for this and removed",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+
+
 def _numbers(text: str) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -344,8 +390,11 @@ def _check_words(words: Sequence[str], parser: _Parser, commands: dict[str, _Par
     chosen = commands.get(name, parser)
     known = [*parser.options, *chosen.options]
     for word in words[: words.index("--") if "--" in words else None]:
-        option = word.partition("=")[0]
-        if option.startswith("--") and option not in known:
+        option, equals, _ = word.partition("=")
+        if option.startswith(_SETTING) and "--config" in known:
+            if not equals:
+                chosen.error(f"{option} lacks a value: settings are --config.NAME=VALUE")
+        elif option.startswith("--") and option not in known:
             chosen.error(f"unknown option {option}{_nearest(option, known)}")
 
 

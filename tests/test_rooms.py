@@ -25,6 +25,7 @@ INWARDS_TO_OUTWARDS = (
     "configs",
     "evaluate",
     "train",
+    "inspect_data",
     "cli",
 )
 FILES = [

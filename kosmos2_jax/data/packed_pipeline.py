@@ -103,6 +103,7 @@ class PackedBatches(Iterator[Batch]):
         self._image_mode = image_mode
         self._turn = 0  # which of the share's streams gives the next row
         self._updates = 0  # batches delivered
+        self._notes: list[bytes] = []  # of the rows of the last batch
         self._pending: collections.deque[_Pending] = collections.deque()
         self._decoders = concurrent.futures.ThreadPoolExecutor(threads)
         _running.add(self)
@@ -153,6 +154,7 @@ class PackedBatches(Iterator[Batch]):
             self._streams[number].tally.deliver(row, broken.result())
         self._updates += 1
         rows = [row for _, row in pending.rows]
+        self._notes = [row["notes"] for row in rows]
         rows += [make_row((), self._limits)] * (self._batch_size - len(rows))
         batch = {name: np.stack([row[name] for row in rows]) for name in SEQUENCES}
         return {**batch, "images": pending.images}
@@ -186,6 +188,16 @@ class PackedBatches(Iterator[Batch]):
         for stream in self._streams.values():
             found.take_over(stream.tally)
         return {task: (examples, tokens) for task, (examples, tokens) in found.tasks.items()}
+
+    def row_tasks(self) -> list[list[str]]:
+        """Of each row of the batch that came last, the tasks of its examples, by segment.
+
+        Rows that only fill up the last batch of the data are left out.
+        """
+        return [
+            [note.partition("\t")[0] for note in notes.decode().split("\n")]
+            for notes in self._notes
+        ]
 
     def get_state(self) -> bytes:
         """The place in the data; examples read ahead, encoded, make up most of its size."""

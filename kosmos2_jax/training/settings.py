@@ -27,15 +27,33 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Reads `--config=FILE[:ARG] --config.NAME=VALUE … --workdir=DIR`.
 
     Args:
-      argv: `sys.argv`, which ml_collections reads itself to find the settings.
+      argv: the program's name, then its arguments.
 
     Raises:
       ConfigError: a file that is not there, an unknown or ill-typed setting or option, named.
     """
+    values = _read_flags(argv, needed=("config", "workdir"))
+    return CommandLine(_run_of(values), Path(values.workdir))
+
+
+def parse_run(argv: Sequence[str]) -> RunConfig:
+    """Reads `--config=FILE[:ARG] --config.NAME=VALUE …`, as `parse_command_line` does."""
+    return _run_of(_read_flags(argv, needed=("config",)))
+
+
+def to_config_dict(run: RunConfig) -> ConfigDict:
+    """The run as an `ml_collections.ConfigDict`, the form configuration files return."""
+    return ConfigDict(dataclasses.asdict(run))
+
+
+def _read_flags(argv: Sequence[str], needed: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "The run.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Where the run writes.", flag_values=values)
     arguments = [_installed_config(argument) for argument in argv]
+    config_flags.DEFINE_config_file(
+        "config", None, "The run.", flag_values=values, sys_argv=arguments
+    )
+    if "workdir" in needed:
+        flags.DEFINE_string("workdir", None, "Where the run writes.", flag_values=values)
     try:
         rest = values(arguments)
     except flags.Error as error:
@@ -47,15 +65,14 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         raise ConfigError(f"cannot apply {given}: {reason}") from None
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; settings are --config.NAME=VALUE")
-    for name in ("config", "workdir"):
+    for name in needed:
         if values[name].value is None:
             raise ConfigError(f"--{name} is missing: give --config=FILE and --workdir=DIR")
-    return CommandLine(build_dataclass(RunConfig, values.config.to_dict()), Path(values.workdir))
+    return values
 
 
-def to_config_dict(run: RunConfig) -> ConfigDict:
-    """The run as an `ml_collections.ConfigDict`, the form configuration files return."""
-    return ConfigDict(dataclasses.asdict(run))
+def _run_of(values: flags.FlagValues) -> RunConfig:
+    return build_dataclass(RunConfig, values.config.to_dict())
 
 
 def _installed_config(argument: str) -> str:

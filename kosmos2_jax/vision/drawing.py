@@ -34,7 +34,11 @@ _MIN_CANVAS = (256, 128)
 
 
 def draw_grounded(
-    image: Image.Image, grounded: GroundedText, *, caption: bool = True
+    image: Image.Image,
+    grounded: GroundedText,
+    *,
+    caption: bool = True,
+    min_long_side: int = _MIN_LONG_SIDE,
 ) -> Image.Image:
     """Returns the picture with every box of the text, labelled, and the text underneath.
 
@@ -47,6 +51,7 @@ def draw_grounded(
       image: the whole picture, of any mode.
       grounded: text with boxes normalised to the picture.
       caption: whether to write the text under the picture.
+      min_long_side: pixels that the longer side is brought to at least.
 
     Returns:
       A new RGB picture; the given one stays as it is.
@@ -54,7 +59,7 @@ def draw_grounded(
     Raises:
       ImageError: the picture is so narrow that enlarging it would take `MAX_PIXELS` or more.
     """
-    canvas, area = _make_canvas(image)
+    canvas, area = _make_canvas(image, min_long_side)
     font_size = max(15, round(0.019 * math.sqrt(canvas.width * canvas.height)))
     items = [
         (pixel_box(box, area), span_colour(i), _label(span, j))
@@ -117,9 +122,9 @@ def draw_box(
             pen.rectangle(_inclusive(dash), fill=colour)
 
 
-def _make_canvas(image: Image.Image) -> tuple[Image.Image, Rect]:
+def _make_canvas(image: Image.Image, min_long_side: int) -> tuple[Image.Image, Rect]:
     """Returns an RGB copy, enlarged and with margins if need be, and the picture's place."""
-    scale = max(1, math.ceil(_MIN_LONG_SIDE / max(image.size)))
+    scale = max(1, math.ceil(min_long_side / max(image.size)))
     width, height = image.width * scale, image.height * scale
     canvas_width, canvas_height = max(width, _MIN_CANVAS[0]), max(height, _MIN_CANVAS[1])
     if canvas_width * canvas_height >= MAX_PIXELS:
