@@ -28,6 +28,7 @@ from kosmos2_jax.models.kosmos2 import Kosmos2  # noqa: E402
 from kosmos2_jax.tasks import easy_vqa, scenes  # noqa: E402
 from kosmos2_jax.train import train  # noqa: E402
 from kosmos2_jax.training.settings import parse_command_line  # noqa: E402
+from kosmos2_jax.training.signals import EXIT_RESTART, Interrupted  # noqa: E402
 
 EXPORT_FOLDER = "hugging_face"
 _CURVES = (
@@ -63,6 +64,9 @@ def main() -> int:
             raise
         print(f"quickstart: error: {error}", file=sys.stderr)
         return 1
+    except Interrupted as stop:
+        print(f"quickstart: {stop}", file=sys.stderr)
+        return EXIT_RESTART
     print(f"Report: {command.workdir / 'report.md'}", file=sys.stderr)
     print(json.dumps(figures))
     return 0

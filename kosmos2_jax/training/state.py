@@ -23,7 +23,7 @@ from kosmos2_jax.training.vision_warm_start import train_vision
 
 
 class TrainState(NamedTuple):
-    """Number of updates done, parameters (float32) and the optimiser's state."""
+    """Number of batches done, parameters (float32) and the optimiser's state."""
 
     step: jax.Array
     params: Any
