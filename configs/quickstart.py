@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
             optimizer=OptimizerConfig(
                 learning_rate=8e-4,
                 warmup_steps=100,
-                total_steps=1600,
+                total_steps=2000,
                 # What the warm start has taught them must not be lost while the decoder learns.
                 factors={"vision": 0.1, "resampler": 0.1},
             ),
@@ -56,9 +56,9 @@ def get_config() -> ConfigDict:
                     "quickstart_scenes_grounding",
                     "quickstart_easy_vqa",
                 ),
-                every=600,
+                every=500,
             ),
-            warm_start=WarmStartConfig(steps=3000),
+            warm_start=WarmStartConfig(steps=3200),
             micro_batches=4,
             no_repeat_ngram_size=0,
         )
