@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
                 ),
                 every=500,
             ),
-            warm_start=WarmStartConfig(steps=3200),
+            warm_start=WarmStartConfig(steps=3500),
             micro_batches=4,
             no_repeat_ngram_size=0,
         )
