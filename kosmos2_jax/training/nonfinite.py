@@ -28,9 +28,8 @@ class SkippedUpdates:
     def read(self, metrics: Iterable[Mapping[str, np.ndarray]]) -> None:
         """Counts the updates with these metrics, which come after those read before."""
         for values in metrics:
-            skipped = bool(values["skipped"])
-            self.total += skipped
-            self.in_row = self.in_row + 1 if skipped else 0
+            self.total += int(values["skipped"])
+            self.in_row = int(values["skipped_in_row"])
 
     def check(self, step: int, batch: Mapping[str, jax.Array], folder: Path) -> None:
         """Saves the batch of the last update and stops the run if too many were skipped in a row.

@@ -33,10 +33,10 @@ def make_train_step(
     resumed run repeats it.
 
     An update whose loss or gradient norm is not finite is skipped, which metric `skipped` tells
-    (1 or 0): parameters and the optimiser's state, with its count of updates, stay what they
-    were, as with fairseq's overflows and `optax.apply_if_finite`. So moments and their bias
-    correction stay true, and the schedule waits. The batch is spent nevertheless: `step` goes on,
-    and with it dropout and the data.
+    (1 or 0; `skipped_in_row`: how many since the last that was not). Parameters and the
+    optimiser's state, with its count of updates, stay what they were, as with fairseq's overflows
+    and `optax.apply_if_finite`. So moments and their bias correction stay true, and the schedule
+    waits. The batch is spent nevertheless: `step` goes on, and with it dropout and the data.
 
     Args:
       loss_fn: sums over the rows it is given.
@@ -69,8 +69,15 @@ def make_train_step(
             (state.params, state.opt_state),
         )
         skipped = jnp.logical_not(finite).astype(jnp.int32)
-        metrics = {"loss": loss, "gradient_norm": norm, "skipped": skipped, **sums}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        in_row = (state.skipped_in_row + 1) * skipped
+        metrics = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "skipped": skipped,
+            "skipped_in_row": in_row,
+            **sums,
+        }
+        return TrainState(state.step + 1, params, opt_state, in_row), metrics
 
     everywhere = NamedSharding(batch_sharding.mesh, PartitionSpec())
     return jax.jit(

@@ -52,7 +52,7 @@ def batches(mixture: tuple[str, int]) -> Iterator[PackedBatches]:
 
 
 def state_after(step: int, size: int = 1000) -> TrainState:
-    return TrainState(jnp.int32(step), {"a": jnp.arange(size) * float(step)}, ())
+    return TrainState(jnp.int32(step), {"a": jnp.arange(size) * float(step)}, (), jnp.int32(0))
 
 
 def abstract(state: TrainState) -> tuple[TrainState, TrainState]:

@@ -67,13 +67,16 @@ def test_signals_mean_what_they_meant_afterwards():
 
 def test_only_skipped_updates_in_a_row_stop_a_run(tmp_path):
     def metrics(pattern: str) -> list[dict[str, np.ndarray]]:
-        return [{"skipped": np.int32(letter == "x")} for letter in pattern]
+        rows = [
+            len(pattern[: i + 1]) - len(pattern[: i + 1].rstrip("x")) for i in range(len(pattern))
+        ]
+        return [{"skipped": np.int32(n > 0), "skipped_in_row": np.int32(n)} for n in rows]
 
     updates, batch = SkippedUpdates(total=5, limit=4), {"tokens": np.arange(3)}
     updates.read(metrics("x.xxxx.xx"))  # a row that ended by itself
     updates.check(9, batch, tmp_path)
     assert (updates.total, updates.in_row) == (12, 2)
-    updates.read(metrics("xx"))
+    updates.read(metrics("xxxx")[2:])
     with pytest.raises(TrainingError, match="last 4 updates, up to update 11.*learning_rate"):
         updates.check(11, batch, tmp_path)
     with np.load(tmp_path / "nonfinite_batch_11.npz") as saved:

@@ -87,12 +87,12 @@ def test_updates_that_are_not_finite_change_nothing_but_the_step(batch):
         state, skipped = create_state(run, optimizer, shardings), []
         for each in batches:
             state, metrics = step(state, jax.device_put(each, batch_sharding(mesh)))
-            skipped.append(int(metrics["skipped"]))
+            skipped.append((int(metrics["skipped"]), int(metrics["skipped_in_row"])))
         return jax.device_get(state), skipped
 
     expected, _ = after(good, good)
     found, skipped = after(good, *spoilt, good)
-    assert skipped == [0, 1, 1, 1, 0]
+    assert skipped == [(0, 0), (1, 1), (1, 2), (1, 3), (0, 0)]
     assert (int(found.step), updates_made(found.opt_state)) == (5, 2)
     jax.tree.map(
         np.testing.assert_array_equal,
