@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kosmos2_jax.config import SINUSOIDAL, XPOS, DecoderConfig
+from kosmos2_jax.config import AUTO, SINUSOIDAL, XPOS, DecoderConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import magneto_gain
 from kosmos2_jax.models.layers import Linear, gelu, layer_norm, run_layers
@@ -52,13 +52,15 @@ class Context(NamedTuple):
 
     Attributes:
       positions: 0-based index of each token in its example.
-      mask: True where a token may look: [B, L, L], or [B, L, T] with a cache.
-      slots: cache slot of each token; None without a cache.
+      segment_ids: without a cache, example of each token: it sees the earlier ones of its own.
+      mask: with a cache, True where a token may look.
+      slots: with a cache, slot of each token in it.
     """
 
     positions: Int[Array, "B L"]
-    mask: Bool[Array, "B L K"]
-    slots: Int[Array, "B L"] | None
+    segment_ids: Int[Array, "B L"] | None = None
+    mask: Bool[Array, "B L T"] | None = None
+    slots: Int[Array, "B L"] | None = None
 
 
 class DecoderAttention(nn.Module):
@@ -66,6 +68,7 @@ class DecoderAttention(nn.Module):
 
     config: DecoderConfig
     dtype: jnp.dtype
+    implementation: str = AUTO
 
     @nn.compact
     def __call__(
@@ -92,7 +95,16 @@ class DecoderAttention(nn.Module):
                 cache.value.at[rows, context.slots].set(value.astype(cache.value.dtype)),
             )
             key, value = cache
-        mixed = constrain(attend(query, key, value, context.mask), ("batch", None, "heads"))
+        mixed = attend(
+            query,
+            key,
+            value,
+            context.mask,
+            segment_ids=context.segment_ids,
+            causal=cache is None,
+            implementation=self.implementation,
+        )
+        mixed = constrain(mixed, ("batch", None, "heads"))
         norm = layer_norm("inner_norm", "heads", config.layer_norm_epsilon, self.dtype)
         out = Linear(
             config.hidden_size, ("heads", "embed"), gain=gain, dtype=self.dtype, name="out"
@@ -123,6 +135,7 @@ class DecoderLayer(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype
     deterministic: bool
+    attention: str = AUTO
 
     @nn.compact
     def __call__(
@@ -131,7 +144,7 @@ class DecoderLayer(nn.Module):
         epsilon = self.config.layer_norm_epsilon
         dropout = nn.Dropout(self.config.dropout, deterministic=self.deterministic)
         norm = layer_norm("attention_norm", "embed", epsilon, self.dtype)
-        attention = DecoderAttention(self.config, self.dtype, name="attention")
+        attention = DecoderAttention(self.config, self.dtype, self.attention, name="attention")
         with jax.named_scope("attention"):
             mixed, cache = attention(norm(x), cache, context)
         x = constrain(x + dropout(mixed), ("batch", None, None))
@@ -147,6 +160,7 @@ class Decoder(nn.Module):
     config: DecoderConfig
     scan_layers: bool = False
     dtype: jnp.dtype = jnp.float32
+    attention: str = AUTO
 
     def setup(self) -> None:
         config = self.config
@@ -181,7 +195,7 @@ class Decoder(nn.Module):
         Args:
           embeddings: unscaled token or picture vectors; scaled by sqrt(E) here, pictures too
             (trap T-03).
-          context: positions, mask and cache slots.
+          context: positions, and what each token may see.
           cache: keys and values of earlier tokens.
           deterministic: no dropout.
         """
@@ -192,7 +206,7 @@ class Decoder(nn.Module):
             x = x + positions.astype(self.dtype)
         x = nn.Dropout(config.dropout, deterministic=deterministic)(x)
         x, cache = run_layers(
-            lambda name: DecoderLayer(config, self.dtype, deterministic, name=name),
+            lambda name: DecoderLayer(config, self.dtype, deterministic, self.attention, name=name),
             config.num_layers,
             self.scan_layers,
             x,

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from kosmos2_jax.config import IMAGE_MEAN, IMAGE_STD, Kosmos2Config
-from kosmos2_jax.models.attention import cache_mask, causal_mask
+from kosmos2_jax.models.attention import cache_mask
 from kosmos2_jax.models.decoder import Cache, Context, Decoder, LayerCache
 from kosmos2_jax.models.resampler import Resampler
 from kosmos2_jax.models.vision_transformer import VisionTransformer
@@ -40,11 +40,12 @@ class Kosmos2(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        self.vision = VisionTransformer(config.vision, config.scan_layers, dtype)
+        layers = (config.scan_layers, dtype, config.attention)
+        self.vision = VisionTransformer(config.vision, *layers)
         self.resampler = Resampler(
             config.resampler, config.decoder.hidden_size, config.decoder.num_heads, dtype
         )
-        self.decoder = Decoder(config.decoder, config.scan_layers, dtype)
+        self.decoder = Decoder(config.decoder, *layers)
 
     def encode_images(self, images: Array, *, deterministic: bool = True) -> Float[Array, "B P E"]:
         """Soft tokens of every picture of a row, in order.
@@ -110,7 +111,7 @@ class Kosmos2(nn.Module):
         if images is not None and images.shape[1]:
             soft = self.encode_images(images, deterministic=deterministic)
         x = self.embed(tokens, soft, image_slots)
-        context = Context(positions, causal_mask(segment_ids), None)
+        context = Context(positions, segment_ids)
         with jax.named_scope("decoder"):
             hidden, _ = self.decoder(x, context, deterministic=deterministic)
         return hidden
@@ -130,7 +131,8 @@ class Kosmos2(nn.Module):
         """
         length = (cache.key if isinstance(cache, LayerCache) else cache[0].key).shape[-3]
         x = self.embed(tokens, soft_tokens, image_slots)
-        return self.decoder(x, Context(slots, cache_mask(slots, length), slots), cache)
+        context = Context(slots, mask=cache_mask(slots, length), slots=slots)
+        return self.decoder(x, context, cache)
 
     def logits(self, hidden: Float[Array, "B L E"]) -> Float[Array, "B L V"]:
         """Scores over the vocabulary, float32, -inf where it is padding."""

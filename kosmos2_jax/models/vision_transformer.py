@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kosmos2_jax.config import VisionConfig
+from kosmos2_jax.config import AUTO, VisionConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import torch_linear
 from kosmos2_jax.models.layers import Linear, layer_norm, quick_gelu, run_layers
@@ -22,6 +22,7 @@ class VisionAttention(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype
+    implementation: str = AUTO
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -34,7 +35,12 @@ class VisionAttention(nn.Module):
             y = y.reshape(*y.shape[:2], heads, -1)
             return constrain(y, ("batch", None, "vision_heads", None))
 
-        mixed = attend(project("query"), project("key"), project("value"))
+        mixed = attend(
+            project("query"),
+            project("key"),
+            project("value"),
+            implementation=self.implementation,
+        )
         return Linear(x.shape[-1], ("vision_heads", "vision_embed"), dtype=self.dtype, name="out")(
             mixed
         )
@@ -59,13 +65,14 @@ class VisionLayer(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype
+    attention: str = AUTO
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], cache: None) -> tuple[Float[Array, "B T D"], None]:
         epsilon = self.config.layer_norm_epsilon
         norm = layer_norm("attention_norm", "vision_embed", epsilon, self.dtype)
-        x = x + VisionAttention(self.config, self.dtype, name="attention")(norm(x))
-        x = constrain(x, ("batch", None, None))
+        attention = VisionAttention(self.config, self.dtype, self.attention, name="attention")
+        x = constrain(x + attention(norm(x)), ("batch", None, None))
         norm = layer_norm("mlp_norm", "vision_embed", epsilon, self.dtype)
         x = x + VisionMlp(self.config, self.dtype, name="mlp")(norm(x))
         return constrain(x, ("batch", None, None)), cache
@@ -98,6 +105,7 @@ class VisionTransformer(nn.Module):
     config: VisionConfig
     scan_layers: bool = False
     dtype: jnp.dtype = jnp.float32
+    attention: str = AUTO
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B S S 3"]) -> Float[Array, "B T D"]:
@@ -127,7 +135,7 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([first, x], axis=1) + positions.astype(self.dtype)
         x = layer_norm("pre_norm", "vision_embed", config.layer_norm_epsilon, self.dtype)(x)
         x, _ = run_layers(
-            lambda name: VisionLayer(config, self.dtype, name=name),
+            lambda name: VisionLayer(config, self.dtype, self.attention, name=name),
             config.num_layers,
             self.scan_layers,
             x,
