@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -153,6 +154,12 @@ def write_note(task: str, counts: Skips | None = None) -> bytes:
     return f"{task}\t{json.dumps(counts.to_dict()) if counts else ''}".encode()
 
 
+@functools.lru_cache(maxsize=1024)
+def _read_counts(counts: str) -> Skips:
+    """What `write_note` wrote, not to be changed; most notes of a source are the same."""
+    return Skips.from_dict(json.loads(counts))
+
+
 @dataclasses.dataclass
 class Tally:
     """What came of a stream so far.
@@ -182,7 +189,7 @@ class Tally:
             so_far = self.tasks.get(task, [0, 0])
             self.tasks[task] = [so_far[0] + 1, so_far[1] + size]
             if counts:
-                self.documents.merge(Skips.from_dict(json.loads(counts)))
+                self.documents.merge(_read_counts(counts))
 
     def take_over(self, other: Tally) -> None:
         """Adds what another shard of the same stream has delivered."""
