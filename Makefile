@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine with Python 3.11 or newer:
-#   make quickstart   a small Kosmos-2 learns, is measured, drawn and exported (about 15 minutes)
+#   make quickstart   a small Kosmos-2 learns, is measured, drawn and exported (about 17 minutes on two cores)
 #   make test         all tests
 PYTHON ?= python3
 VENV ?= .venv

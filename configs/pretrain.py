@@ -29,5 +29,6 @@ def get_config() -> ConfigDict:
                 pack=True,
             ),
             mesh={"data": 1, "fsdp": -1},
+            loss_chunk=256,
         )
     )

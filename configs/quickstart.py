@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
             optimizer=OptimizerConfig(
                 learning_rate=8e-4,
                 warmup_steps=100,
-                total_steps=2600,
+                total_steps=2000,
                 # What the warm start has taught them must not be lost while the decoder learns.
                 factors={"vision": 0.1, "resampler": 0.1},
             ),
@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
                 ),
                 every=500,
             ),
-            warm_start=WarmStartConfig(steps=3000),
+            warm_start=WarmStartConfig(steps=3500),
             micro_batches=4,
             no_repeat_ngram_size=0,
         )

@@ -27,3 +27,7 @@ class CheckpointError(Kosmos2Error):
 
 class ConfigError(Kosmos2Error):
     """An unknown, missing or contradictory setting."""
+
+
+class TrainingError(Kosmos2Error):
+    """A run that cannot go on as it was set up."""

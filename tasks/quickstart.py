@@ -27,10 +27,10 @@ RATES = {
     scenes.REFERRING: 5.0,
     scenes.CAPTION: 0.5,
     scenes.GROUNDING: 1.0,
-    easy_vqa.NAME: 1.5,
+    easy_vqa.NAME: 2.0,
 }
 # Of the warm start of the vision tower.
-SEEING_RATES = {scenes.INVENTORY: 3.0, easy_vqa.CONTENTS: 1.0}
+SEEING_RATES = {scenes.INVENTORY: 3.0, easy_vqa.CONTENTS: 2.0}
 _TEXT_SCENES = 800  # whose words the text model sees: each of them many times
 
 

@@ -28,8 +28,16 @@ from kosmos2_jax.models.kosmos2 import Kosmos2  # noqa: E402
 from kosmos2_jax.tasks import easy_vqa, scenes  # noqa: E402
 from kosmos2_jax.train import train  # noqa: E402
 from kosmos2_jax.training.settings import parse_command_line  # noqa: E402
+from kosmos2_jax.training.signals import EXIT_RESTART, Interrupted  # noqa: E402
 
 EXPORT_FOLDER = "hugging_face"
+_CURVES = (
+    "train/loss",
+    "eval/rec_accuracy",
+    "eval/rec_accuracy_held_out",
+    "eval/phrase_grounding_r1",
+    "eval/vqa_accuracy",
+)
 
 
 def main() -> int:
@@ -56,6 +64,9 @@ def main() -> int:
             raise
         print(f"quickstart: error: {error}", file=sys.stderr)
         return 1
+    except Interrupted as stop:
+        print(f"quickstart: {stop}", file=sys.stderr)
+        return EXIT_RESTART
     print(f"Report: {command.workdir / 'report.md'}", file=sys.stderr)
     print(json.dumps(figures))
     return 0
@@ -71,7 +82,7 @@ def _finish(
     figures["export_max_abs_logit_diff"] = compare_with_transformers(model, export, pictures)
     figures["training_minutes"] = minutes
     (workdir / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
-    plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", _CURVES)
     picture_sheet(_located(results[scenes.REC]), 6, workdir / "rec.png")
     picture_sheet(_located(results[scenes.GROUNDING]), 6, workdir / "grounding.png")
     picture_sheet(_answered(results[easy_vqa.NAME]), 6, workdir / "vqa.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,11 @@ def write_report(
     Path(path).write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
-def plot_curves(metrics_jsonl: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+def plot_curves(
+    metrics_jsonl: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    names: Sequence[str] | None = None,
+) -> None:
     """Draws the losses and the accuracies of a run as a PNG.
 
     Losses are the scalars with "loss" in their name; accuracies the other ones named "eval/...".
@@ -54,6 +58,7 @@ def plot_curves(metrics_jsonl: str | os.PathLike[str], path: str | os.PathLike[s
     Args:
       metrics_jsonl: one JSON object a line: "step" and scalars such as "train/loss".
       path: of the PNG file.
+      names: of the scalars to draw; all by default.
 
     Raises:
       Kosmos2Error: a line is no such object, there is nothing to plot, or matplotlib is missing.
@@ -64,6 +69,8 @@ def plot_curves(metrics_jsonl: str | os.PathLike[str], path: str | os.PathLike[s
     except ImportError:
         raise Kosmos2Error("Plots need matplotlib: run `pip install matplotlib`.") from None
     curves = read_curves(metrics_jsonl)
+    if names is not None:
+        curves = {name: curve for name, curve in curves.items() if name in names}
     losses = {name: curve for name, curve in curves.items() if "loss" in name}
     accuracies = {
         name: curve

@@ -16,6 +16,7 @@ from kosmos2_jax.config import SINUSOIDAL, XPOS, DecoderConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import magneto_gain
 from kosmos2_jax.models.layers import Linear, gelu, layer_norm, run_layers
+from kosmos2_jax.models.losses import tied_logits
 from kosmos2_jax.models.positions import apply_xpos, sinusoidal_embedding
 
 
@@ -195,6 +196,5 @@ class Decoder(nn.Module):
         return x, cache
 
     def logits(self, hidden: Float[Array, "B L E"]) -> Float[Array, "B L V"]:
-        """Scores over the vocabulary, float32: the tied table, no bias, no scale (trap T-10)."""
-        table = self.token_embedding.astype(self.dtype)
-        return jnp.einsum("BLE,VE->BLV", hidden, table).astype(jnp.float32)
+        """Scores over the vocabulary, see `kosmos2_jax.models.losses.tied_logits`."""
+        return tied_logits(hidden, self.token_embedding)

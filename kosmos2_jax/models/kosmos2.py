@@ -76,7 +76,11 @@ class Kosmos2(nn.Module):
         pictures = jnp.take_along_axis(soft_tokens.astype(x.dtype), index, axis=1)
         return jnp.where(image_slots[..., None] >= 0, pictures, x)
 
-    def __call__(
+    def __call__(self, *features: Any, **settings: Any) -> Float[Array, "B L V"]:
+        """Scores of the next token at every position, float32; arguments as of `hidden`."""
+        return self.logits(self.hidden(*features, **settings))
+
+    def hidden(
         self,
         tokens: Int[Array, "B L"],
         positions: Int[Array, "B L"],
@@ -85,8 +89,8 @@ class Kosmos2(nn.Module):
         image_slots: Int[Array, "B L"] | None = None,
         *,
         deterministic: bool = True,
-    ) -> Float[Array, "B L V"]:
-        """Scores of the next token at every position, float32.
+    ) -> Float[Array, "B L E"]:
+        """Final states of the decoder, of which `logits` makes scores.
 
         Args:
           tokens: token ids; whatever stands at picture slots is ignored.
@@ -103,8 +107,7 @@ class Kosmos2(nn.Module):
         context = Context(positions, causal_mask(segment_ids), None)
         with jax.named_scope("decoder"):
             hidden, _ = self.decoder(x, context, deterministic=deterministic)
-        with jax.named_scope("head"):
-            return self.decoder.logits(hidden)
+        return hidden
 
     def extend(
         self,

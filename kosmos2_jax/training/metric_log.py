@@ -27,9 +27,23 @@ class MetricLog:
             # A line cut short by a kill belongs to an update after the checkpoint.
             if line.endswith("}") and json.loads(line)["step"] <= first_step
         ]
-        path.write_text("".join(line + "\n" for line in kept))
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.replace(path)  # a kill at this moment must not lose the lines of days
+        self._former = [json.loads(line) for line in kept]
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+
+    def former(self, name: str) -> dict[int, float]:
+        """Values of a metric by update, of earlier starts of the run."""
+        return {line["step"]: line[name] for line in self._former if name in line}
+
+    def evaluated(self, step: int) -> bool:
+        """Whether an earlier start of the run wrote figures of an evaluation after `step`."""
+        return any(
+            line["step"] == step and any(name.startswith("eval/") for name in line)
+            for line in self._former
+        )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line, to disk at once."""

@@ -96,6 +96,12 @@ def scale_by_reference_adam(config: OptimizerConfig) -> optax.GradientTransforma
     return optax.GradientTransformation(init, update)
 
 
+def updates_made(opt_state: optax.OptState) -> int:
+    """Number of updates that a state of `make_optimizer` has seen; skipped ones do not count."""
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, AdamState))
+    return next(int(part.count) for part in parts if isinstance(part, AdamState))
+
+
 def scale_by_part(factors: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies updates by the factor of their part of the model, see `OptimizerConfig`.
 

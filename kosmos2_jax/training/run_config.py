@@ -22,6 +22,10 @@ class EvaluationConfig:
       examples: examples a task at the end; 0 for all.
       batch_size: rows at a time.
       max_new_tokens: tokens written at most.
+      best_metric: name of a metric of the tasks, as "rec_accuracy"; the checkpoint where it is
+        best is kept beside the latest, and its model exported as `best` at the end. Empty for
+        none.
+      best_mode: "max" or "min", which values of it are good.
     """
 
     tasks: tuple[str, ...] = ()
@@ -30,6 +34,21 @@ class EvaluationConfig:
     examples: int = 0
     batch_size: int = 64
     max_new_tokens: int = 16
+    best_metric: str = ""
+    best_mode: str = "max"
+
+    def __post_init__(self) -> None:
+        if self.best_mode not in ("max", "min"):
+            raise ConfigError(f"evaluation.best_mode must be max or min, not {self.best_mode!r}")
+        if self.best_metric and not (self.tasks and self.every):
+            raise ConfigError(
+                f"evaluation.best_metric {self.best_metric!r} needs evaluation.tasks, and "
+                "evaluation.every above 0"
+            )
+
+    def due(self, step: int) -> bool:
+        """Whether there is an evaluation after update `step`, unless it is the last one."""
+        return bool(self.tasks and self.every) and step % self.every == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +85,13 @@ class RunConfig:
       warm_start: of the vision tower.
       micro_batches: parts that a batch is worked through in, one after the other; the loss stays
         the mean over all tokens of the update.
+      loss_chunk: tokens of a row whose logits are held at a time; 0 for all. Saves memory where
+        rows are long and the vocabulary is large.
       log_every: updates between lines of metrics.
       checkpoint_every: updates between checkpoints.
       keep_checkpoints: how many of the latest stay.
+      max_skipped_updates: so many updates in a row whose loss or gradient is not finite stop the
+        run; noticed when metrics are written, every `log_every` updates.
       no_repeat_ngram_size: of the generation settings stored with the model; 0 for none.
     """
 
@@ -80,13 +103,21 @@ class RunConfig:
     seed: int = 0
     warm_start: WarmStartConfig = WarmStartConfig()
     micro_batches: int = 1
+    loss_chunk: int = 0
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    max_skipped_updates: int = 10
     no_repeat_ngram_size: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("micro_batches", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "micro_batches",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_skipped_updates",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.data.batch_size % self.micro_batches:

@@ -23,11 +23,20 @@ from kosmos2_jax.training.vision_warm_start import train_vision
 
 
 class TrainState(NamedTuple):
-    """Number of updates done, parameters (float32) and the optimiser's state."""
+    """What a checkpoint holds beside the place in the data.
+
+    Attributes:
+      step: number of batches done, int32.
+      params: unboxed parameters, float32.
+      opt_state: the optimiser's state.
+      skipped_in_row: how many of the last updates were skipped, int32; here, so that neither
+        restarts nor the time when metrics are read change what counts as a row.
+    """
 
     step: jax.Array
     params: Any
     opt_state: optax.OptState
+    skipped_in_row: jax.Array
 
 
 def state_shardings(
@@ -44,7 +53,7 @@ def state_shardings(
         params,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(everywhere, params, opt_state)
+    return TrainState(everywhere, params, opt_state, everywhere)
 
 
 def create_state(
@@ -56,7 +65,8 @@ def create_state(
         params = nn.meta.unbox(initial_params(run.model, jax.random.key(run.seed)))
         if run.warm_start.steps:
             params = place_vision(params, run.model)
-        return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+        zero = jnp.zeros([], jnp.int32)
+        return TrainState(zero, params, optimizer.init(params), zero)
 
     return jax.jit(create, out_shardings=shardings)()
 

@@ -32,6 +32,12 @@ def make_train_step(
     they come from (trap T-26). Dropout of update `u` follows from (seed, u) alone, so that a
     resumed run repeats it.
 
+    An update whose loss or gradient norm is not finite is skipped, which metric `skipped` tells
+    (1 or 0; `skipped_in_row`: how many since the last that was not). Parameters and the
+    optimiser's state, with its count of updates, stay what they were, as with fairseq's overflows
+    and `optax.apply_if_finite`. So moments and their bias correction stay true, and the schedule
+    waits. The batch is spent nevertheless: `step` goes on, and with it dropout and the data.
+
     Args:
       loss_fn: sums over the rows it is given.
       optimizer: of the parameters.
@@ -53,8 +59,25 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         loss = sums.pop("loss") / sums["weight"]
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads), **sums}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # A choice of values, not a branch, so that it melts into the update and old and new
+        # arrays still share their memory.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        skipped = jnp.logical_not(finite).astype(jnp.int32)
+        in_row = (state.skipped_in_row + 1) * skipped
+        metrics = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "skipped": skipped,
+            "skipped_in_row": in_row,
+            **sums,
+        }
+        return TrainState(state.step + 1, params, opt_state, in_row), metrics
 
     everywhere = NamedSharding(batch_sharding.mesh, PartitionSpec())
     return jax.jit(

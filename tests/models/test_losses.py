@@ -11,7 +11,12 @@ import pytest
 
 from kosmos2_jax.config import preset
 from kosmos2_jax.models.kosmos2 import Kosmos2
-from kosmos2_jax.models.losses import token_losses, weighted_sums
+from kosmos2_jax.models.losses import (
+    score_targets,
+    tied_logits,
+    token_losses,
+    weighted_sums,
+)
 
 PICTURE = 0
 
@@ -36,6 +41,45 @@ def test_token_losses_of_bfloat16_scores_are_taken_in_float32(rng):
     targets = jnp.zeros((2, 5), jnp.int32)
     expected = token_losses(logits.astype(jnp.float32), targets)
     np.testing.assert_array_equal(token_losses(logits, targets), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 11, 12, 100])
+def test_scores_in_chunks_equal_those_at_once(chunk, rng):
+    hidden = jnp.asarray(rng.normal(size=(2, 11, 8)), jnp.float32)
+    table = jnp.asarray(rng.normal(size=(40, 8)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 40, (2, 11)), jnp.int32)
+    weights = jnp.asarray(rng.random((2, 11)) * (rng.random((2, 11)) < 0.7), jnp.float32)
+
+    def loss(hidden, table, chunk):
+        scores = score_targets(hidden, table, targets, chunk)
+        return jnp.sum(scores.losses * weights), scores
+
+    take = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    (expected, plain), plain_grads = take(hidden, table, 0)
+    (found, scores), grads = jax.jit(take, static_argnums=2)(hidden, table, chunk)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(scores.losses, plain.losses, rtol=1e-5)
+    np.testing.assert_array_equal(scores.best, plain.best)
+    np.testing.assert_array_equal(plain.best, tied_logits(hidden, table).argmax(-1) == targets)
+    for ours, theirs in zip(grads, plain_grads, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_take_a_fraction_of_the_memory_at_full_size():
+    shapes = (
+        jax.ShapeDtypeStruct((8, 2048, 2048), jnp.bfloat16),
+        jax.ShapeDtypeStruct((65_037, 2048), jnp.float32),
+    )
+    targets = jax.ShapeDtypeStruct((8, 2048), jnp.int32)
+
+    def peak(chunk: int) -> int:
+        def loss(hidden, table, targets):
+            return score_targets(hidden, table, targets, chunk).losses.sum()
+
+        compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*shapes, targets).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert peak(256) < peak(0) / 4
 
 
 def test_mean_over_an_update_is_no_mean_of_means(rng):

@@ -19,7 +19,7 @@ from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.packed_pipeline import Batch, packed_batches
 from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.data.text_model import train_sentencepiece
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.errors import ConfigError, TrainingError
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.convert import load
@@ -126,6 +126,23 @@ def test_a_bad_source_stops_the_run(folder, tmp_path, monkeypatch):
             ),
             tmp_path / "other",
         )
+
+
+def test_a_run_that_diverges_stops_with_its_batch(folder, tmp_path):
+    optimizer = OptimizerConfig(learning_rate=1e30, warmup_steps=1, total_steps=40)
+    run = dataclasses.replace(a_run(folder), optimizer=optimizer, max_skipped_updates=3)
+    with pytest.raises(TrainingError, match="the last 3 updates, up to update ") as error:
+        trainer.train(run, tmp_path)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["train/skipped_updates"] == 3
+    assert "train/loss" not in last
+    (file,) = tmp_path.glob("nonfinite_batch_*.npz")
+    assert str(file) in str(error.value)
+    with np.load(file) as batch:
+        assert batch["tokens"].shape == (8, 72)
+        assert batch["images"].dtype == np.uint8
+    with pytest.raises(TrainingError, match=f"up to update {last['step']}"):
+        trainer.train(run, tmp_path)  # from its checkpoint: nothing has become worse or better
 
 
 def test_a_module_of_your_own_prepares_the_data(folder, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -33,7 +34,13 @@ RUN = RunConfig(
         train_scenes=64, test_scenes=8, batch_size=8, length=96, streams=2, shuffle_buffer=16
     ),
     evaluation=EvaluationConfig(
-        ("quickstart_scenes_rec",), quick_examples=4, examples=8, batch_size=8, max_new_tokens=4
+        ("quickstart_scenes_rec",),
+        every=4,
+        quick_examples=4,
+        examples=8,
+        batch_size=8,
+        max_new_tokens=4,
+        best_metric="rec_accuracy",
     ),
     mesh={"data": 2, "fsdp": 4},
     warm_start=WarmStartConfig(steps=2),
@@ -99,6 +106,7 @@ def test_a_run_leaves_curve_settings_model_and_figures(uninterrupted):
     assert json.loads((folder / "run.json").read_text())["optimizer"]["total_steps"] == 6
     assert load(trained.model).config == trained.run.model
     assert 0 <= trained.results["quickstart_scenes_rec"].metrics["rec_accuracy"] <= 1
+    assert load(folder / "best").config == trained.run.model
 
 
 def test_killed_and_resumed_gives_the_same_curve_and_bits(
@@ -126,3 +134,12 @@ def test_a_vocabulary_size_that_is_not_the_tokenizers_is_refused(data, tmp_path)
     model = RUN.model.replace(decoder={"vocab_size": 99})
     with pytest.raises(ConfigError, match="99"):
         trainer.train(with_data(data, model=model), tmp_path)
+
+
+def test_a_metric_that_no_task_measures_is_named(uninterrupted, data, tmp_path):
+    _, folder = uninterrupted
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "run.json").unlink()
+    evaluation = dataclasses.replace(RUN.evaluation, best_metric="rec_acuracy")
+    with pytest.raises(ConfigError, match="rec_acuracy.*rec_accuracy"):
+        trainer.train(with_data(data, evaluation=evaluation), tmp_path)

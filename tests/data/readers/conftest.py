@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kosmos2_jax.data import prepare, records
+from kosmos2_jax.data import document_files, prepare
 from kosmos2_jax.data.documents import Document, from_tf_example
 from kosmos2_jax.data.readers import FORMATS
 from kosmos2_jax.data.readers.base import Reading, Share
@@ -79,7 +79,7 @@ def stored_documents(out: Path) -> list[Document]:
     """All documents in the records of a folder, in order of their shards."""
     import tensorflow as tf
 
-    files = sorted(tf.io.gfile.glob(records.shard_pattern(out, "train")))
+    files = sorted(tf.io.gfile.glob(document_files.shard_pattern(out, "train")))
     raw = tf.data.TFRecordDataset(files).as_numpy_iterator()
     return [from_tf_example(record) for record in raw]
 
