@@ -8,6 +8,7 @@ million through; by default it is what takes half a minute.
 from __future__ import annotations
 
 import base64
+import copy
 import dataclasses
 import json
 import os
@@ -29,7 +30,7 @@ from kosmos2_jax.data.readers.base import Note, Reading, parse_json, string
 from kosmos2_jax.data.skips import FILTERED, DataError, Skips, Unusable
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 
-NUM_RECORDS = int(os.environ.get("KOSMOS2_FUZZ_RECORDS", 300_000))
+NUM_RECORDS = int(os.environ.get("KOSMOS2_FUZZ_RECORDS", 1_000_000))
 
 GRIT = {
     "caption": "a wire hanger with “paper” cover",
@@ -209,7 +210,7 @@ def _break_value(value: Any, rng: random.Random) -> None:
             other = rng.randrange(len(value))
             value[place], value[other] = value[other], inner
         else:
-            value[place] = rng.choice(ODD)
+            value[place] = copy.deepcopy(rng.choice(ODD))  # a later change may be inside it
         return
 
 
@@ -278,7 +279,7 @@ def test_documents_are_encoded_or_counted(name: str, vocabulary: Kosmos2Vocabula
             assert example["targets"].min() >= 0
             assert example["targets"].max() < vocabulary.vocab_size
     assert tally.total() == count + 1
-    assert tally["kept"] > count // 10 and tally["skipped"] > count // 100
+    assert tally["kept"] > count // 50 and tally["skipped"] > count // 100
 
 
 def test_damaged_tf_records_say_so_or_are_read(vocabulary: Kosmos2Vocabulary) -> None:
