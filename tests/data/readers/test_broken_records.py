@@ -1,8 +1,7 @@
 """Random and mutated records: nothing crashes, and each record is kept or counted.
 
 They go through the parsers of all readers, through the reader of our own TFRecords, and, as
-documents whose content is broken, through the encoder. `KOSMOS2_FUZZ_RECORDS=1000000` pushes a
-million through; by default it is what takes half a minute.
+documents whose content is broken, through the encoder: a million, or `KOSMOS2_FUZZ_RECORDS`.
 """
 
 from __future__ import annotations
