@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kosmos2_jax.config import AUTO, SINUSOIDAL, XPOS, DecoderConfig
+from kosmos2_jax.config import AUTO, NONE, SINUSOIDAL, XPOS, DecoderConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import magneto_gain
 from kosmos2_jax.models.layers import Linear, gelu, layer_norm, run_layers
@@ -156,6 +156,7 @@ class Decoder(nn.Module):
     scan_layers: bool = False
     dtype: jnp.dtype = jnp.float32
     attention: str = AUTO
+    remat: str = NONE
 
     def setup(self) -> None:
         config = self.config
@@ -201,6 +202,7 @@ class Decoder(nn.Module):
             lambda name: DecoderLayer(config, self.dtype, deterministic, self.attention, name=name),
             config.num_layers,
             self.scan_layers,
+            self.remat,
             x,
             cache,
             context,
