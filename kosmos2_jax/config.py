@@ -75,6 +75,14 @@ class DecoderConfig:
     position: str = SINUSOIDAL
     dropout: float = 0.1  # embeddings, attention output, feed-forward output
     layer_norm_epsilon: float = 1e-5
+    # The table of embeddings is filled up to a multiple of it, so that a mesh divides it; these
+    # rows are zeros, never scored, and in no exported file.
+    vocab_multiple: int = 1
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table inside the model (65,536 with a multiple of 512)."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +182,10 @@ def _check_config(config: Kosmos2Config) -> None:
     if decoder.position not in (SINUSOIDAL, XPOS):
         raise ConfigError(
             f"decoder.position is {decoder.position!r}; it must be {SINUSOIDAL!r} or {XPOS!r}"
+        )
+    if decoder.vocab_multiple < 1:
+        raise ConfigError(
+            f"decoder.vocab_multiple must be at least 1, not {decoder.vocab_multiple}"
         )
     for name, known in (("attention", ATTENTIONS), ("remat", REMATS)):
         value = getattr(config, name)

@@ -1,6 +1,7 @@
 """The Magneto (sub-LN) decoder (spec 1.4) with a functional key-value cache.
 
-Letters: B batch, L tokens, T cache slots, E hidden size, H heads, D size of a head, V vocabulary.
+Letters: B batch, L tokens, T cache slots, E hidden size, H heads, D size of a head, V vocabulary
+(padded, see `DecoderConfig.vocab_multiple`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from kosmos2_jax.models.initializers import magneto_gain
 from kosmos2_jax.models.layers import Linear, gelu, layer_norm, run_layers
 from kosmos2_jax.models.losses import tied_logits
 from kosmos2_jax.models.positions import apply_xpos, sinusoidal_embedding
+from kosmos2_jax.partitioning import constrain
 
 
 class LayerCache(NamedTuple):
@@ -79,7 +81,8 @@ class DecoderAttention(nn.Module):
             y = Linear(
                 config.hidden_size, ("embed", "heads"), gain=gain, dtype=self.dtype, name=name
             )(x)
-            return y.reshape(*y.shape[:2], config.num_heads, -1)
+            y = y.reshape(*y.shape[:2], config.num_heads, -1)
+            return constrain(y, ("batch", None, "heads", None))
 
         query, key, value = project("query"), project("key"), project("value", gain)
         if config.position == XPOS:
@@ -101,6 +104,7 @@ class DecoderAttention(nn.Module):
             causal=cache is None,
             implementation=self.implementation,
         )
+        mixed = constrain(mixed, ("batch", None, "heads"))
         norm = layer_norm("inner_norm", "heads", config.layer_norm_epsilon, self.dtype)
         out = Linear(
             config.hidden_size, ("heads", "embed"), gain=gain, dtype=self.dtype, name="out"
@@ -119,6 +123,7 @@ class DecoderMlp(nn.Module):
         config = self.config
         gain, axes = magneto_gain(config.num_layers), ("embed", "mlp")
         hidden = Linear(config.mlp_dim, axes, gain=gain, dtype=self.dtype, name="up")(x)
+        hidden = constrain(hidden, ("batch", None, "mlp"))
         hidden = gelu(hidden.astype(jnp.float32)).astype(self.dtype)
         hidden = layer_norm("norm", "mlp", config.layer_norm_epsilon, self.dtype)(hidden)
         return Linear(x.shape[-1], axes[::-1], gain=gain, dtype=self.dtype, name="down")(hidden)
@@ -142,11 +147,11 @@ class DecoderLayer(nn.Module):
         attention = DecoderAttention(self.config, self.dtype, self.attention, name="attention")
         with jax.named_scope("attention"):
             mixed, cache = attention(norm(x), cache, context)
-        x = x + dropout(mixed)
+        x = constrain(x + dropout(mixed), ("batch", None, None))
         norm = layer_norm("mlp_norm", "embed", epsilon, self.dtype)
         with jax.named_scope("mlp"):
             x = x + dropout(DecoderMlp(self.config, self.dtype, name="mlp")(norm(x)))
-        return x, cache
+        return constrain(x, ("batch", None, None)), cache
 
 
 class Decoder(nn.Module):
@@ -162,17 +167,20 @@ class Decoder(nn.Module):
         config = self.config
         # Initial values N(0, 1/E), the pad row (id 1) zero, as fairseq's Embedding.
         normal = nn.initializers.normal(config.hidden_size**-0.5)
+
+        def create(*args) -> Float[Array, "V E"]:
+            return normal(*args).at[1].set(0.0).at[config.vocab_size :].set(0.0)
+
         self.token_embedding = self.param(
             "token_embedding",
-            nn.with_logical_partitioning(
-                lambda *args: normal(*args).at[1].set(0.0), ("vocab", "embed")
-            ),
-            (config.vocab_size, config.hidden_size),
+            nn.with_logical_partitioning(create, ("vocab", "embed")),
+            (config.padded_vocab_size, config.hidden_size),
         )
 
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L E"]:
         """Unscaled rows of the embedding table."""
-        return jnp.take(self.token_embedding, tokens, axis=0).astype(self.dtype)
+        rows = jnp.take(self.token_embedding, tokens, axis=0).astype(self.dtype)
+        return constrain(rows, ("batch", None, None))
 
     @nn.compact
     def __call__(
@@ -212,4 +220,4 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "B L E"]) -> Float[Array, "B L V"]:
         """Scores over the vocabulary, see `kosmos2_jax.models.losses.tied_logits`."""
-        return tied_logits(hidden, self.token_embedding)
+        return tied_logits(hidden, self.token_embedding, self.config.vocab_size)

@@ -14,6 +14,7 @@ from kosmos2_jax.config import AUTO, NONE, VisionConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import torch_linear
 from kosmos2_jax.models.layers import Linear, layer_norm, quick_gelu, run_layers
+from kosmos2_jax.partitioning import constrain
 
 
 class VisionAttention(nn.Module):
@@ -31,7 +32,8 @@ class VisionAttention(nn.Module):
             y = Linear(x.shape[-1], ("vision_embed", "vision_heads"), dtype=self.dtype, name=name)(
                 x
             )
-            return y.reshape(*y.shape[:2], heads, -1)
+            y = y.reshape(*y.shape[:2], heads, -1)
+            return constrain(y, ("batch", None, "vision_heads", None))
 
         mixed = attend(
             project("query"),
@@ -53,7 +55,8 @@ class VisionMlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         axes = ("vision_embed", "vision_mlp")
-        hidden = quick_gelu(Linear(self.config.mlp_dim, axes, dtype=self.dtype, name="up")(x))
+        hidden = Linear(self.config.mlp_dim, axes, dtype=self.dtype, name="up")(x)
+        hidden = quick_gelu(constrain(hidden, ("batch", None, "vision_mlp")))
         return Linear(x.shape[-1], axes[::-1], dtype=self.dtype, name="down")(hidden)
 
 
@@ -69,10 +72,10 @@ class VisionLayer(nn.Module):
         epsilon = self.config.layer_norm_epsilon
         norm = layer_norm("attention_norm", "vision_embed", epsilon, self.dtype)
         attention = VisionAttention(self.config, self.dtype, self.attention, name="attention")
-        x = x + attention(norm(x))
+        x = constrain(x + attention(norm(x)), ("batch", None, None))
         norm = layer_norm("mlp_norm", "vision_embed", epsilon, self.dtype)
         x = x + VisionMlp(self.config, self.dtype, name="mlp")(norm(x))
-        return x, cache
+        return constrain(x, ("batch", None, None)), cache
 
 
 class PatchEmbedding(nn.Module):
