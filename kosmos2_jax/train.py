@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from kosmos2_jax.data.features import feature_lengths
@@ -34,8 +35,9 @@ from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.checkpoint import NO_REPEAT_NGRAM_SIZE
 from kosmos2_jax.interop.files import new_file
 from kosmos2_jax.interop.layout import unstack_layers
+from kosmos2_jax.interop.names import num_parameters
 from kosmos2_jax.interop.orbax_io import save_folder
-from kosmos2_jax.partitioning import batch_sharding, make_mesh
+from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.nonfinite import SkippedUpdates
@@ -85,8 +87,14 @@ def train(run: RunConfig, workdir: Path) -> Trained:
       Interrupted: SIGTERM or SIGINT came between the first update and the last. The update under
         way was finished and saved. At any other time the signals end the program as usual.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(run.mesh)
+    check_mesh(mesh, run.model, run.data.batch_size, run.micro_batches)
+    with jax.set_mesh(mesh):  # the model places its activations by it
+        return _train_on(mesh, run, workdir)
+
+
+def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
+    workdir.mkdir(parents=True, exist_ok=True)
 
     # Data
     mixture, vocabulary = prepare_data(run, workdir)
@@ -113,8 +121,7 @@ def train(run: RunConfig, workdir: Path) -> Trained:
             lessons = open_batches(run, first.task, first.batch_size, pack=False)
             state = warm_up(run, state, shardings, vocabulary, lessons)
             lessons.close()
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    _say(f"{size:,} parameters on {mesh.size} device(s)")
+    _say(f"{num_parameters(run.model):,} parameters on {mesh.size} device(s)")
     train_step = make_train_step(
         model.loss_fn, optimizer, shardings, batch_sharding(mesh), run.seed, run.micro_batches
     )
