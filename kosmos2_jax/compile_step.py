@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from kosmos2_jax.config import FULL
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.names import num_parameters
@@ -246,14 +247,14 @@ def estimate(
 ) -> Roofline:
     """How long an update keeps each resource busy, if it always works at its full speed.
 
-    Compute: the formula's operations, and the forward pass again where activations are recomputed,
-    at the bfloat16 peak. Memory: arguments read and outputs written once, temporaries written and
+    Compute: the formula's operations, and the forward pass again where the whole layers are
+    recomputed (`remat="full"`), at the bfloat16 peak. Memory: arguments read and outputs written once, temporaries written and
     read once a micro-batch, and for each micro-batch the parameters in bfloat16 read in the
     forward and in the backward pass. Network: what a chip sends, over all its links at once; a
     slower network between slices does not count.
     """
     again = 0
-    if getattr(run.model, "remat", "none") != "none":
+    if run.model.remat == FULL:
         data = run.data
         again = model_flops(
             run.model, data.batch_size, data.length, data.batch_size * data.images, trained=()
