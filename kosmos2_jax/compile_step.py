@@ -248,10 +248,10 @@ def estimate(
     """How long an update keeps each resource busy, if it always works at its full speed.
 
     Compute: the formula's operations, and the forward pass again where the whole layers are
-    recomputed (`remat="full"`), at the bfloat16 peak. Memory: arguments read and outputs written once, temporaries written and
-    read once a micro-batch, and for each micro-batch the parameters in bfloat16 read in the
-    forward and in the backward pass. Network: what a chip sends, over all its links at once; a
-    slower network between slices does not count.
+    recomputed (`remat="full"`), at the bfloat16 peak. Memory: arguments read and outputs written
+    once, temporaries written and read once a micro-batch, and for each micro-batch the parameters
+    in bfloat16 read in the forward and in the backward pass. Network: what a chip sends, over all
+    its links at once; a slower network between slices does not count.
     """
     again = 0
     if run.model.remat == FULL:
