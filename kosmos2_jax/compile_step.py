@@ -36,7 +36,7 @@ _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 TOPOLOGIES = tuple(
     f"{chip}:{shape}"
-    for chip, shapes in (("v4", _CUBES), ("v5e", _FLAT), ("v5p", _CUBES), ("v6e", _FLAT))
+    for chip, shapes in (("v5e", _FLAT), ("v5p", _CUBES), ("v6e", _FLAT))
     for shape in shapes
 )
 # As the names of kernels stand in the metadata of a program.
@@ -94,7 +94,7 @@ class Compiled:
     Attributes:
       run: its settings.
       mesh: devices along each axis.
-      chip: what they are.
+      chip: what one of them is.
       memory: of a chip; None if the compiler gave up for lack of it.
       peak: bytes of a chip that are needed.
       attention: "splash", or "xla" where no kernel is in the program.
@@ -149,7 +149,7 @@ def compile_run(
     shape = dict(mesh_shape or run.mesh)
     mesh = make_mesh(shape, tpu_devices(topology, max(shape.get("slice", 1), 1)))
     check_mesh(mesh, run.model, run.data.batch_size, run.micro_batches)
-    chip = chip_of(mesh.devices.flat[0].device_kind) or _chip_named(topology)
+    chip = _chip_of(mesh, topology)
     data = run.data
     flops = model_flops(run.model, data.batch_size, data.length, data.batch_size * data.images)
     known = {"run": run, "mesh": dict(mesh.shape), "chip": chip, "flops": flops}
@@ -186,7 +186,7 @@ def tpu_devices(topology: str, slices: int = 1) -> list[Any]:
     """The devices of a topology, of which only the description is here.
 
     Raises:
-      ConfigError: no libtpu, or no such topology.
+      ConfigError: no libtpu, no such topology, or one of half chips (v4).
     """
     import importlib.util
 
@@ -196,12 +196,18 @@ def tpu_devices(topology: str, slices: int = 1) -> list[Any]:
         )
     try:
         many = {"num_slices": slices} if slices > 1 else {}
-        return list(topologies.get_topology_desc(topology, "tpu", **many).devices)
+        devices = list(topologies.get_topology_desc(topology, "tpu", **many).devices)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError):
         near = difflib.get_close_matches(topology, TOPOLOGIES, n=3, cutoff=0.3)
         raise ConfigError(
             f"libtpu knows no topology {topology!r}; near ones: {', '.join(near or TOPOLOGIES)}"
         ) from None
+    if any(device.core_on_chip for device in devices):
+        raise ConfigError(
+            f"libtpu describes {topology!r} with two devices a chip, but training has one; take a "
+            "topology of v5e, v5p or v6e"
+        )
+    return devices
 
 
 def _lower(run: RunConfig, mesh: Mesh) -> Any:
@@ -269,12 +275,13 @@ def estimate(
     )
 
 
-def _chip_named(topology: str) -> Chip:
-    name = topology.partition(":")[0]
-    chip = next((chip for chip in CHIPS if chip.name == name), None)
+def _chip_of(mesh: Mesh, topology: str) -> Chip:
+    chip = chip_of(mesh.devices.flat[0].device_kind)
     if chip is None:
         known = ", ".join(chip.name for chip in CHIPS if chip.links > 1)
-        raise ConfigError(f"nothing is known of the memory and speed of {name!r}; known: {known}")
+        raise ConfigError(
+            f"nothing is known of the memory and speed of {topology!r}; known: {known}"
+        )
     return chip
 
 
