@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import ConfigError
@@ -152,8 +152,8 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
       x: an array of a traced program.
       names: logical names of its axes; None for one that is not cut.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    mesh = _ambient_mesh()
+    if mesh is None:
         return x
     spec = logical_spec(names)
     whole = [
@@ -175,8 +175,8 @@ def gather(x: jax.Array, names: Sequence[str | None], dtype: Any) -> jax.Array:
       names: logical names of its axes.
       dtype: half precision halves what travels.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape["fsdp"] == 1:
+    mesh = _ambient_mesh()
+    if mesh is None or mesh.shape["fsdp"] == 1:
         return x
     return _gather(x.astype(dtype), tuple(names))
 
@@ -263,6 +263,12 @@ def check_mesh(mesh: Mesh, model: Kosmos2Config, rows: int, micro_batches: int =
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are cut over the slice, data and fsdp axes."""
     return NamedSharding(mesh, logical_spec(("batch",)))
+
+
+def _ambient_mesh() -> AbstractMesh | None:
+    """The mesh of the run under way; None without one, or under a mesh that is not of our axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if set(MESH_AXES) <= set(mesh.axis_names) else None
 
 
 def _axes(cut: str | tuple[str, ...] | None) -> tuple[str, ...]:
