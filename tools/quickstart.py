@@ -20,7 +20,6 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from kosmos2_jax.errors import Kosmos2Error  # noqa: E402
-from kosmos2_jax.evaluate import TaskResult  # noqa: E402
 from kosmos2_jax.evaluation.report import plot_curves, write_report  # noqa: E402
 from kosmos2_jax.evaluation.sheet import SheetItem, picture_sheet  # noqa: E402
 from kosmos2_jax.interop.convert import convert, load  # noqa: E402
@@ -29,6 +28,7 @@ from kosmos2_jax.tasks import easy_vqa, scenes  # noqa: E402
 from kosmos2_jax.train import train  # noqa: E402
 from kosmos2_jax.training.settings import parse_command_line  # noqa: E402
 from kosmos2_jax.training.signals import EXIT_RESTART, Interrupted  # noqa: E402
+from kosmos2_jax.training.task_evaluation import TaskResult  # noqa: E402
 
 EXPORT_FOLDER = "hugging_face"
 _CURVES = (

@@ -24,6 +24,7 @@ from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.convert import load
 from kosmos2_jax.tasks import mixtures
+from kosmos2_jax.training import run_data
 from kosmos2_jax.training.optimizer import OptimizerConfig
 from kosmos2_jax.training.run_config import RunConfig
 
@@ -149,15 +150,15 @@ def test_a_module_of_your_own_prepares_the_data(folder, tmp_path, monkeypatch):
     (tmp_path / "my_data.py").write_text("def prepare(*run): return run")
     monkeypatch.syspath_prepend(tmp_path)
     run = a_run(folder, tasks="my_data")
-    assert trainer.prepare_data(run, tmp_path) == (folder, run.data, run.model, run.seed)
+    assert run_data.prepare_data(run, tmp_path) == (folder, run.data, run.model, run.seed)
     with pytest.raises(ConfigError, match="neither kosmos2_jax.tasks.mine nor mine"):
-        trainer.prepare_data(a_run(folder, tasks="mine"), tmp_path)
+        run_data.prepare_data(a_run(folder, tasks="mine"), tmp_path)
 
 
 def test_packed_and_unpacked_give_the_same_loss_and_gradients(folder):
     """256 and more examples of all sources with their pictures, to 1e-5 (spec section 4.5)."""
     vocabulary = Kosmos2Vocabulary(folder / "sentencepiece.bpe.model", 8)
-    run = trainer.with_vocabulary(a_run(folder), vocabulary)
+    run = run_data.with_vocabulary(a_run(folder), vocabulary)
     settings = TaskSettings(vocabulary, run.data.encode_settings(run.model), 0, 8)
     name = mixtures.register("all_kinds", dict.fromkeys(mixtures.KINDS, 1.0), folder, settings)
     model = Kosmos2Model(run.model)

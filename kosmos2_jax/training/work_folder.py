@@ -1,0 +1,60 @@
+"""What a run leaves in its work folder beside metrics and checkpoints: its settings, its model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.grounding import Kosmos2Vocabulary
+from kosmos2_jax.interop.checkpoint import NO_REPEAT_NGRAM_SIZE
+from kosmos2_jax.interop.files import new_file
+from kosmos2_jax.interop.layout import unstack_layers
+from kosmos2_jax.interop.orbax_io import save_folder
+from kosmos2_jax.training.run_config import RunConfig
+from kosmos2_jax.training.state import TrainState
+
+RUN_JSON = "run.json"
+
+
+def record_run(run: RunConfig, workdir: Path) -> None:
+    """Writes the resolved settings; a work folder belongs to one run."""
+    path = workdir / RUN_JSON
+    settings = json.loads(json.dumps(dataclasses.asdict(run)))
+    if path.exists():
+        old = json.loads(path.read_text())
+        if changed := sorted(_differences(old, settings)):
+            raise ConfigError(
+                f"{workdir} holds a run with other settings ({', '.join(changed)}); give another "
+                "--workdir or remove it"
+            )
+        return
+    with new_file(path) as partial:  # a kill at this moment leaves no half of it
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    elif old != new:
+        yield name
+
+
+def save_model(
+    folder: Path, run: RunConfig, vocabulary: Kosmos2Vocabulary, state: TrainState
+) -> None:
+    """Writes the model of a state in our own checkpoint format, in place of an older one."""
+    save_folder(
+        folder,
+        unstack_layers(jax.device_get(state.params), run.model),
+        run.model,
+        vocabulary,
+        {NO_REPEAT_NGRAM_SIZE: run.no_repeat_ngram_size},
+        overwrite=True,
+    )
