@@ -24,6 +24,7 @@ from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.partitioning import batch_sharding, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
+from kosmos2_jax.training.init_from import init_params
 from kosmos2_jax.training.meter import TrainingMeter, data_figures
 from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.nonfinite import SkippedUpdates
@@ -166,8 +167,12 @@ def first_state(
     shardings: TrainState,
     vocabulary: Kosmos2Vocabulary,
 ) -> TrainState:
-    """The state that a run begins with."""
+    """The state that a run begins with: initial values, a checkpoint's, or a warm start's."""
     state = create_state(run, optimizer, shardings)
+    if run.init_from.path:
+        params, report = init_params(state.params, run.model, vocabulary, run.init_from)
+        say(f"{report}")
+        state = state._replace(params=params)
     if run.warm_start.steps:
         first = run.warm_start
         lessons = open_batches(run, first.task, first.batch_size, pack=False)
