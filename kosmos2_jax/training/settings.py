@@ -12,19 +12,30 @@ from ml_collections import ConfigDict, config_flags
 
 from kosmos2_jax.config import build_dataclass
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.training.processes import ProcessSettings
 from kosmos2_jax.training.run_config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
-    """What was asked for: the run and its work folder."""
+    """What was asked for.
+
+    Attributes:
+      run: the run.
+      workdir: its work folder.
+      processes: how to find the other processes; None for one process.
+    """
 
     run: RunConfig
     workdir: Path
+    processes: ProcessSettings | None = None
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Reads `--config=FILE[:ARG] --config.NAME=VALUE … --workdir=DIR`.
+
+    For several processes also `--distributed`, or `--coordinator=HOST:PORT --num_processes=N
+    --process_id=I`; see `kosmos2_jax.training.processes.ProcessSettings`.
 
     Args:
       argv: the program's name, then its arguments.
@@ -33,7 +44,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
       ConfigError: a file that is not there, an unknown or ill-typed setting or option, named.
     """
     values = _read_flags(argv, needed=("config", "workdir"))
-    return CommandLine(_run_of(values), Path(values.workdir))
+    return CommandLine(_run_of(values), Path(values.workdir), _processes_of(values))
 
 
 def parse_run(argv: Sequence[str]) -> RunConfig:
@@ -54,6 +65,12 @@ def _read_flags(argv: Sequence[str], needed: Sequence[str]) -> flags.FlagValues:
     )
     if "workdir" in needed:
         flags.DEFINE_string("workdir", None, "Where the run writes.", flag_values=values)
+        flags.DEFINE_bool(
+            "distributed", False, "One of several processes that find each other.", values
+        )
+        flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.", flag_values=values)
+        flags.DEFINE_integer("num_processes", None, "How many there are.", flag_values=values)
+        flags.DEFINE_integer("process_id", None, "Which this is, from 0.", flag_values=values)
     try:
         rest = values(arguments)
     except flags.Error as error:
@@ -73,6 +90,11 @@ def _read_flags(argv: Sequence[str], needed: Sequence[str]) -> flags.FlagValues:
 
 def _run_of(values: flags.FlagValues) -> RunConfig:
     return build_dataclass(RunConfig, values.config.to_dict())
+
+
+def _processes_of(values: flags.FlagValues) -> ProcessSettings | None:
+    settings = ProcessSettings(values.coordinator, values.num_processes, values.process_id)
+    return settings if values.distributed or settings != ProcessSettings() else None
 
 
 def _installed_config(argument: str) -> str:
