@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from kosmos2_jax.config import Kosmos2Config
@@ -72,6 +73,35 @@ class WarmStartConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitFromConfig:
+    """A checkpoint whose values a run begins with; see `kosmos2_jax.training.init_from`.
+
+    Attributes:
+      path: a Hugging Face folder, a fairseq `.pt` file, a folder of ours, or CLIP's vision tower
+        (a Hugging Face folder, `.safetensors`, or a torch file); empty for initial values.
+      assignments: (pattern, replacement) pairs of regular expressions over our paths of
+        parameters, as `vision/position_embedding`: the first whose pattern matches a whole path
+        says where in the checkpoint its value is found; an empty replacement leaves it at its
+        initial value. A path that none matches is found under its own name.
+      allow_missing: regular expression of paths that may stay at their initial values because the
+        checkpoint lacks them; ".*" for all, empty for none.
+    """
+
+    path: str = ""
+    assignments: tuple[tuple[str, str], ...] = ()
+    allow_missing: str = ""
+
+    def __post_init__(self) -> None:
+        for pattern in (self.allow_missing, *(pair[0] for pair in self.assignments)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(
+                    f"init_from: {pattern!r} is no regular expression ({error})"
+                ) from None
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A whole run.
 
@@ -82,7 +112,8 @@ class RunConfig:
       evaluation: what is measured.
       mesh: devices along each mesh axis, see `kosmos2_jax.partitioning.make_mesh`.
       seed: of initial values, dropout and the order of the data.
-      warm_start: of the vision tower.
+      init_from: a checkpoint to begin with.
+      warm_start: a first training of the vision tower, where there is no checkpoint.
       micro_batches: parts that a batch is worked through in, one after the other; the loss stays
         the mean over all tokens of the update.
       loss_chunk: tokens of a row whose logits are held at a time; 0 for all. Saves memory where
@@ -101,6 +132,7 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
     seed: int = 0
+    init_from: InitFromConfig = InitFromConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
     micro_batches: int = 1
     loss_chunk: int = 0
@@ -120,8 +152,38 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.init_from.path and self.warm_start.steps:
+            raise ConfigError(
+                "init_from.path and warm_start.steps exclude each other: a checkpoint has a "
+                "trained vision tower already"
+            )
         if self.data.batch_size % self.micro_batches:
             raise ConfigError(
                 f"data.batch_size {self.data.batch_size} is not a multiple of micro_batches "
                 f"{self.micro_batches}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRun:
+    """An evaluation of a finished model, see `kosmos2_jax.evaluate`.
+
+    Attributes:
+      checkpoint: a folder or file of any format that `kosmos2_jax.interop.convert.load` reads.
+      tokenizer: its files, where the checkpoint lacks them.
+      data: where the tasks' data lie; `tasks`, `folder`, and what encoding needs.
+      evaluation: what is measured; `examples` a task, 0 for all.
+      split: of the tasks.
+      mesh: see `RunConfig`.
+      dtype: of activations.
+      seed: of what is left to chance in encoding.
+    """
+
+    checkpoint: str = ""
+    tokenizer: str = ""
+    data: DataConfig = DataConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    split: str = "test"
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
+    dtype: str = "float32"
+    seed: int = 0
