@@ -1,6 +1,7 @@
 """Training: `python -m kosmos2_jax.train --config=configs/quickstart.py --workdir=DIR`.
 
-The story of a run: settings, mesh, data, model, state, step, loop.
+The story of a run: settings, mesh, data, model, state, step, loop. Several processes tell it
+together, see `kosmos2_jax.training.processes`.
 
 Exit status: 0 when the run is finished; 1 for an error that a user can mend, told in one line; 75
 (EX_TEMPFAIL) when SIGTERM or Ctrl-C stopped it and everything is saved: start it again.
@@ -25,11 +26,20 @@ from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.partitioning import batch_sharding, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.init_from import init_params
-from kosmos2_jax.training.meter import TrainingMeter, data_figures
+from kosmos2_jax.training.meter import TrainingMeter
 from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.nonfinite import SkippedUpdates
 from kosmos2_jax.training.optimizer import make_optimizer, updates_made
+from kosmos2_jax.training.processes import (
+    StopAgreement,
+    data_shard,
+    global_batch,
+    is_first,
+    run_program,
+    start_processes,
+)
 from kosmos2_jax.training.progress import say
+from kosmos2_jax.training.read_so_far import ReadSoFar
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.run_data import open_batches, prepare_data, with_vocabulary
 from kosmos2_jax.training.run_evaluation import Evaluation, generation_config
@@ -71,24 +81,30 @@ def train(run: RunConfig, workdir: Path) -> Trained:
         `best_metric`.
       CheckpointError: no checkpoint is whole, or one could not be written.
       TrainingError: too many updates were skipped in a row.
-      Interrupted: SIGTERM or SIGINT came between the first update and the last. The update under
-        way was finished and saved. At any other time the signals end the program as usual.
+      Interrupted: SIGTERM or SIGINT came between the first update and the last, to any of the
+        processes. The update under way was finished and saved. At any other time the signals end
+        the program as usual.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(run.mesh)
+    rows = batch_sharding(mesh)
+    shard = data_shard(rows, run.data.batch_size)
 
     # Data
     mixture, vocabulary = prepare_data(run, workdir)
     run = with_vocabulary(run, vocabulary)
     record_run(run, workdir)
-    batches = open_batches(run, mixture, run.data.batch_size, pack=run.data.pack)
+    batches = open_batches(run, mixture, run.data.batch_size, shard, pack=run.data.pack)
 
     # Model, state, step
     model = Kosmos2Model(run.model, generation_config(run), run.loss_chunk)
     optimizer = make_optimizer(run.optimizer)
     shardings = state_shardings(run, optimizer, mesh)
     checkpoints = RunCheckpoints(
-        workdir / "checkpoints", run.keep_checkpoints, run.evaluation.best_mode
+        workdir / "checkpoints",
+        run.keep_checkpoints,
+        run.evaluation.best_mode,
+        keeps_place=shard.is_keeper,
     )
     shapes = jax.eval_shape(lambda: create_state(run, optimizer, shardings))
     done = checkpoints.latest() or 0
@@ -100,7 +116,7 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     say(f"{size:,} parameters on {mesh.size} device(s)")
     train_step = make_train_step(
-        model.loss_fn, optimizer, shardings, batch_sharding(mesh), run.seed, run.micro_batches
+        model.loss_fn, optimizer, shardings, rows, run.seed, run.micro_batches
     )
 
     # Loop
@@ -111,20 +127,24 @@ def train(run: RunConfig, workdir: Path) -> Trained:
         evaluation(done, state, run.evaluation.quick_examples)  # the run was stopped before it
     skipped = SkippedUpdates(done - updates_made(state.opt_state), run.max_skipped_updates)
     meter = TrainingMeter(run, skipped)
-    bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=done == steps)
+    hidden = done == steps or not is_first()
+    bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
+    agree = StopAgreement()
     with StopRequest() as stop:
         for step in range(done + 1, steps + 1):
-            batch = jax.device_put(next(batches), batch_sharding(mesh))
-            state, metrics = train_step(state, batch)
+            batch = next(batches)
+            state, metrics = train_step(state, global_batch(batch, rows))
+            stopping = agree(stop.signal)
             meter.add(metrics)
             bar.update()
             last = step == steps
             if step % run.log_every == 0 or last:
                 values = meter.read(step)
                 bar.set_postfix(loss=f"{values.get('train/loss', math.nan):.3f}")
-                log.write(step, {**values, **data_figures(run, step, batches)})
+                read = ReadSoFar.of(batches, shard)
+                log.write(step, {**values, **read.figures(run, step)})
                 skipped.check(step, batch, workdir)
-                batches.skips().check(run.data.max_skipped, MIN_EXAMPLES_TO_STOP)
+                read.skips.check(run.data.max_skipped, MIN_EXAMPLES_TO_STOP)
                 checkpoints.check()
             with meter.paused():
                 evaluating = run.evaluation.due(step) and not last
@@ -134,18 +154,18 @@ def train(run: RunConfig, workdir: Path) -> Trained:
                     or (evaluating and evaluation.finds_best)
                 ):
                     checkpoints.save(step, state, batches)
-                if evaluating and not stop.signal:
+                if evaluating and not stopping:
                     evaluation(step, state, run.evaluation.quick_examples)
-            if stop.signal and not last:
+            if stopping and not last:
                 checkpoints.save(step, state, batches)
                 checkpoints.close()
                 raise Interrupted(
-                    f"stopped by {stop.signal.name} after update {step}, which is saved; run the "
+                    f"stopped by {stopping.name} after update {step}, which is saved; run the "
                     "same command again to go on"
                 )
     bar.close()
     if done < steps:
-        say(f"read:\n{batches.skips().report()}")
+        say(f"read:\n{ReadSoFar.of(batches, shard).skips.report()}")
     batches.close()
 
     save_model(workdir / MODEL_FOLDER, run, vocabulary, state)
@@ -187,6 +207,8 @@ def main() -> int:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         command = parse_command_line(sys.argv)
+        if command.processes:
+            start_processes(command.processes)
         train(command.run, command.workdir)
     except Kosmos2Error as error:
         if debug:
@@ -209,4 +231,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from kosmos2_jax.config import build_dataclass
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.training.processes import ProcessSettings
 from kosmos2_jax.training.run_config import RunConfig
 
 Run = TypeVar("Run")
@@ -21,10 +22,17 @@ Run = TypeVar("Run")
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine(Generic[Run]):
-    """What was asked for: the run and its work folder."""
+    """What was asked for.
+
+    Attributes:
+      run: the run.
+      workdir: its work folder.
+      processes: how to find the other processes; None for one process.
+    """
 
     run: Run
     workdir: Path
+    processes: ProcessSettings | None = None
 
 
 def parse_command_line(argv: Sequence[str], program: type[Run] = RunConfig) -> CommandLine[Run]:
@@ -32,6 +40,9 @@ def parse_command_line(argv: Sequence[str], program: type[Run] = RunConfig) -> C
 
     That is `--gin_file=FILE … --gin.NAME=VALUE … --gin.MODEL_DIR="'DIR'"`, and
     `--gin_search_paths=FOLDER,…`; see `kosmos2_jax.training.gin_settings`.
+
+    For several processes also `--distributed`, or `--coordinator=HOST:PORT --num_processes=N
+    --process_id=I`; see `kosmos2_jax.training.processes.ProcessSettings`.
 
     Args:
       argv: the program's name, then its arguments.
@@ -43,7 +54,8 @@ def parse_command_line(argv: Sequence[str], program: type[Run] = RunConfig) -> C
     if any(re.match(r"--?gin[._]", argument) for argument in argv):
         return _parse_gin(argv, program)
     values = _read_flags(argv, needed=("config", "workdir"))
-    return CommandLine(build_dataclass(program, values.config.to_dict()), Path(values.workdir))
+    run = build_dataclass(program, values.config.to_dict())
+    return CommandLine(run, Path(values.workdir), _processes_of(values))
 
 
 def parse_run(argv: Sequence[str]) -> RunConfig:
@@ -64,6 +76,7 @@ def _read_flags(argv: Sequence[str], needed: Sequence[str]) -> flags.FlagValues:
     )
     if "workdir" in needed:
         flags.DEFINE_string("workdir", None, "Where the run writes.", flag_values=values)
+        _define_processes(values)
     try:
         rest = values(arguments)
     except flags.Error as error:
@@ -86,6 +99,7 @@ def _parse_gin(argv: Sequence[str], program: type[Run]) -> CommandLine[Run]:
     values = flags.FlagValues()
     flags.DEFINE_multi_string("gin_file", [], "The run, in files.", flag_values=values)
     flags.DEFINE_list("gin_search_paths", [], "Folders of gin files.", flag_values=values)
+    _define_processes(values)
     try:
         rest = values([argument for argument in argv if argument not in bindings])
     except flags.Error as error:
@@ -107,7 +121,7 @@ def _parse_gin(argv: Sequence[str], program: type[Run]) -> CommandLine[Run]:
         values.gin_search_paths,
     )
     _check_types(run, program)
-    return CommandLine(run, Path(folder))
+    return CommandLine(run, Path(folder), _processes_of(values))
 
 
 def _check_types(run: Any, program: type) -> None:
@@ -117,6 +131,20 @@ def _check_types(run: Any, program: type) -> None:
         typed.update(dataclasses.asdict(run))
     except (TypeError, ValueError) as error:
         raise ConfigError(" ".join(str(error.args[0]).split())) from None
+
+
+def _define_processes(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool(
+        "distributed", False, "One of several processes that find each other.", flag_values=values
+    )
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "How many there are.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which this is, from 0.", flag_values=values)
+
+
+def _processes_of(values: flags.FlagValues) -> ProcessSettings | None:
+    settings = ProcessSettings(values.coordinator, values.num_processes, values.process_id)
+    return settings if values.distributed or settings != ProcessSettings() else None
 
 
 def _installed_config(argument: str) -> str:
