@@ -12,18 +12,23 @@ from __future__ import annotations
 import dataclasses
 import errno
 import math
+import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import optax
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
+from kosmos2_jax.data.packed_pipeline import PackedBatches
 from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
 from kosmos2_jax.errors import Kosmos2Error
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
-from kosmos2_jax.partitioning import batch_sharding, make_mesh
+from kosmos2_jax.interop.names import num_parameters
+from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.init_from import init_params
 from kosmos2_jax.training.meter import TrainingMeter
@@ -31,6 +36,7 @@ from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.nonfinite import SkippedUpdates
 from kosmos2_jax.training.optimizer import make_optimizer, updates_made
 from kosmos2_jax.training.processes import (
+    DataShard,
     StopAgreement,
     data_shard,
     global_batch,
@@ -85,8 +91,14 @@ def train(run: RunConfig, workdir: Path) -> Trained:
         processes. The update under way was finished and saved. At any other time the signals end
         the program as usual.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(run.mesh)
+    check_mesh(mesh, run.model, run.data.batch_size, run.micro_batches)
+    with jax.set_mesh(mesh):  # the model places its activations by it
+        return _train_on(mesh, run, workdir)
+
+
+def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
+    workdir.mkdir(parents=True, exist_ok=True)
     rows = batch_sharding(mesh)
     shard = data_shard(rows, run.data.batch_size)
 
@@ -113,8 +125,7 @@ def train(run: RunConfig, workdir: Path) -> Trained:
         say(f"going on from update {done}")
     else:
         state = first_state(run, optimizer, shardings, vocabulary)
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    say(f"{size:,} parameters on {mesh.size} device(s)")
+    say(f"{num_parameters(run.model):,} parameters on {mesh.size} device(s)")
     train_step = make_train_step(
         model.loss_fn, optimizer, shardings, rows, run.seed, run.micro_batches
     )
@@ -122,53 +133,13 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     # Loop
     log = MetricLog(workdir, done)
     evaluation = Evaluation(run, model, vocabulary, log, checkpoints)
-    steps = run.optimizer.total_steps
-    if run.evaluation.due(done) and 0 < done < steps and not log.evaluated(done):
-        evaluation(done, state, run.evaluation.quick_examples)  # the run was stopped before it
-    skipped = SkippedUpdates(done - updates_made(state.opt_state), run.max_skipped_updates)
-    meter = TrainingMeter(run, skipped)
-    hidden = done == steps or not is_first()
-    bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
-    agree = StopAgreement()
-    with StopRequest() as stop:
-        for step in range(done + 1, steps + 1):
-            batch = next(batches)
-            state, metrics = train_step(state, global_batch(batch, rows))
-            stopping = agree(stop.signal)
-            meter.add(metrics)
-            bar.update()
-            last = step == steps
-            if step % run.log_every == 0 or last:
-                values = meter.read(step)
-                bar.set_postfix(loss=f"{values.get('train/loss', math.nan):.3f}")
-                read = ReadSoFar.of(batches, shard)
-                log.write(step, {**values, **read.figures(run, step)})
-                skipped.check(step, batch, workdir)
-                read.skips.check(run.data.max_skipped, MIN_EXAMPLES_TO_STOP)
-                checkpoints.check()
-            with meter.paused():
-                evaluating = run.evaluation.due(step) and not last
-                if (
-                    step % run.checkpoint_every == 0
-                    or last
-                    or (evaluating and evaluation.finds_best)
-                ):
-                    checkpoints.save(step, state, batches)
-                if evaluating and not stopping:
-                    evaluation(step, state, run.evaluation.quick_examples)
-            if stopping and not last:
-                checkpoints.save(step, state, batches)
-                checkpoints.close()
-                raise Interrupted(
-                    f"stopped by {stopping.name} after update {step}, which is saved; run the "
-                    "same command again to go on"
-                )
-    bar.close()
-    if done < steps:
-        say(f"read:\n{ReadSoFar.of(batches, shard).skips.report()}")
+    loop = _Loop(run, workdir, batches, rows, shard, train_step, checkpoints, log, evaluation)
+    state = loop(state, done)
     batches.close()
 
+    # What is left behind
     save_model(workdir / MODEL_FOLDER, run, vocabulary, state)
+    steps = run.optimizer.total_steps
     results = evaluation(steps, state, run.evaluation.examples)
     if evaluation.finds_best:
         best = checkpoints.best() or steps
@@ -179,6 +150,80 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     checkpoints.close()
     log.close()
     return Trained(run, workdir / MODEL_FOLDER, results)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """The updates of a run, and what is due between them; attributes are as in `_train_on`."""
+
+    run: RunConfig
+    workdir: Path
+    batches: PackedBatches
+    rows: NamedSharding
+    shard: DataShard
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    checkpoints: RunCheckpoints
+    log: MetricLog
+    evaluation: Evaluation
+
+    def __call__(self, state: TrainState, done: int) -> TrainState:
+        """The state after the last update, from the one after `done` of them."""
+        run, steps = self.run, self.run.optimizer.total_steps
+        if run.evaluation.due(done) and 0 < done < steps and not self.log.evaluated(done):
+            # The run was stopped before it.
+            self.evaluation(done, state, run.evaluation.quick_examples)
+        skipped = SkippedUpdates(done - updates_made(state.opt_state), run.max_skipped_updates)
+        meter = TrainingMeter(run, skipped)
+        hidden = done == steps or not is_first()
+        bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
+        agree = StopAgreement()
+        with StopRequest() as stop:
+            for step in range(done + 1, steps + 1):
+                batch = next(self.batches)
+                state, metrics = self.train_step(state, global_batch(batch, self.rows))
+                stopping = agree(stop.signal)
+                meter.add(metrics)
+                bar.update()
+                last = step == steps
+                if step % run.log_every == 0 or last:
+                    values = meter.read(step)
+                    bar.set_postfix(loss=f"{values.get('train/loss', math.nan):.3f}")
+                    self._report(step, values)
+                    skipped.check(step, batch, self.workdir)
+                with meter.paused():
+                    self._between(step, state, stopping)
+        bar.close()
+        if done < steps:
+            say(f"read:\n{ReadSoFar.of(self.batches, self.shard).skips.report()}")
+        return state
+
+    def _report(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes metrics, and stops the run where the data or the disk fail it."""
+        read = ReadSoFar.of(self.batches, self.shard)
+        self.log.write(step, {**values, **read.figures(self.run, step)})
+        read.skips.check(self.run.data.max_skipped, MIN_EXAMPLES_TO_STOP)
+        self.checkpoints.check()
+
+    def _between(self, step: int, state: TrainState, stopping: signal.Signals | None) -> None:
+        """Saves and evaluates after an update where it is time to.
+
+        Raises:
+          Interrupted: the run is to stop.
+        """
+        run, last = self.run, step == self.run.optimizer.total_steps
+        evaluating = run.evaluation.due(step) and not last
+        finding = evaluating and self.evaluation.finds_best
+        if step % run.checkpoint_every == 0 or last or finding:
+            self.checkpoints.save(step, state, self.batches)
+        if evaluating and not stopping:
+            self.evaluation(step, state, run.evaluation.quick_examples)
+        if stopping and not last:
+            self.checkpoints.save(step, state, self.batches)
+            self.checkpoints.close()
+            raise Interrupted(
+                f"stopped by {stopping.name} after update {step}, which is saved; run the same "
+                "command again to go on"
+            )
 
 
 def first_state(

@@ -25,7 +25,7 @@ from kosmos2_jax.interop.checkpoint import (
     check_vocabulary,
 )
 from kosmos2_jax.interop.files import DICT_TXT, TOKENIZER_MODEL, new_file, new_folder
-from kosmos2_jax.interop.layout import LazyParams, check_params
+from kosmos2_jax.interop.layout import LazyParams, check_params, unpadded
 from kosmos2_jax.interop.names import FAIRSEQ, check_tensors, same_bits
 from kosmos2_jax.interop.tokenizer_files import dict_txt, find_vocabulary, write_sentencepiece
 from kosmos2_jax.interop.torch_files import import_torch, load_torch_file
@@ -230,7 +230,7 @@ def write_file(
     check_exportable(config, "the official fairseq code")
     check_vocabulary(vocabulary, config, str(path))
     state = _state(torch, check_params(params, config), config, source or Source())
-    state[_OURS] = {"config": config.to_dict(), "generation": dict(generation)}
+    state[_OURS] = {"config": unpadded(config).to_dict(), "generation": dict(generation)}
     if path.suffix != ".pt":
         with new_folder(path, overwrite) as partial:
             torch.save(state, partial / FILE_NAME)

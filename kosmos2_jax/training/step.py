@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from kosmos2_jax.partitioning import constrain
 from kosmos2_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -45,16 +46,22 @@ def make_train_step(
       batch_sharding: of the batch.
       seed: of dropout.
       micro_batches: parts that a batch is worked through in, one after the other; each device's
-        rows must be divisible by it.
+        rows must be divisible by it, see `kosmos2_jax.partitioning.check_mesh`.
     """
     grad_fn = jax.grad(lambda *args: _with_loss(*loss_fn(*args)), has_aux=True)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def placed_grads(*args: Any) -> tuple[Any, Sums]:
+            # As the parameters, so that a device sums up its own share only.
+            grads, sums = grad_fn(*args)
+            return jax.lax.with_sharding_constraint(grads, shardings.params), sums
+
         if micro_batches == 1:
-            grads, sums = grad_fn(state.params, batch, dropout_key)
+            grads, sums = placed_grads(state.params, batch, dropout_key)
         else:
-            grads, sums = _accumulate(grad_fn, state.params, batch, dropout_key, micro_batches)
+            grads, sums = _accumulate(placed_grads, state.params, batch, dropout_key, micro_batches)
         grads = jax.tree.map(lambda g: g / sums["weight"], grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -103,7 +110,8 @@ def _accumulate(
 
     def split(x: jax.Array) -> jax.Array:
         # Every parts-th row, so that each device splits its own rows and none travel.
-        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(x, (None, "batch") + (None,) * (x.ndim - 2))
 
     def add(total: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         index, micro_batch = part
