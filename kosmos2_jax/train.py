@@ -10,7 +10,6 @@ Exit status: 0 when the run is finished; 1 for an error that a user can mend, to
 from __future__ import annotations
 
 import dataclasses
-import errno
 import math
 import signal
 import sys
@@ -24,12 +23,12 @@ from tqdm import tqdm
 
 from kosmos2_jax.data.packed_pipeline import PackedBatches
 from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
-from kosmos2_jax.errors import Kosmos2Error
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.names import num_parameters
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
+from kosmos2_jax.training.environment import record_environment
 from kosmos2_jax.training.init_from import init_params
 from kosmos2_jax.training.meter import TrainingMeter
 from kosmos2_jax.training.metric_log import MetricLog
@@ -44,13 +43,14 @@ from kosmos2_jax.training.processes import (
     run_program,
     start_processes,
 )
+from kosmos2_jax.training.program import run_story
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.read_so_far import ReadSoFar
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.run_data import open_batches, prepare_data, with_vocabulary
 from kosmos2_jax.training.run_evaluation import Evaluation, generation_config
 from kosmos2_jax.training.settings import parse_command_line
-from kosmos2_jax.training.signals import EXIT_RESTART, Interrupted, StopRequest
+from kosmos2_jax.training.signals import Interrupted, StopRequest
 from kosmos2_jax.training.state import TrainState, create_state, state_shardings, warm_up
 from kosmos2_jax.training.step import make_train_step
 from kosmos2_jax.training.task_evaluation import TaskResult
@@ -78,9 +78,9 @@ class Trained:
 def train(run: RunConfig, workdir: Path) -> Trained:
     """Trains `run` in `workdir`, going on from its last whole checkpoint if there is one.
 
-    Leaves `run.json` (the resolved settings), `metrics.jsonl`, TensorBoard's files,
-    `checkpoints/`, and the trained model in our own checkpoint format, in `model/`; the best one
-    in `best/` if `run.evaluation.best_metric` says what is good.
+    Leaves `run.json` (the resolved settings), `environment.jsonl`, `metrics.jsonl`, TensorBoard's
+    files, `sheets/` of pictures, `checkpoints/`, and the trained model in our own checkpoint
+    format, in `model/`; the best one in `best/` if `run.evaluation.best_metric` says what is good.
 
     Raises:
       ConfigError: the work folder holds a run with other settings, or no evaluation gives
@@ -106,6 +106,7 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
     mixture, vocabulary = prepare_data(run, workdir)
     run = with_vocabulary(run, vocabulary)
     record_run(run, workdir)
+    record_environment(workdir)
     batches = open_batches(run, mixture, run.data.batch_size, shard, pack=run.data.pack)
 
     # Model, state, step
@@ -132,7 +133,7 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
 
     # Loop
     log = MetricLog(workdir, done)
-    evaluation = Evaluation(run, model, vocabulary, log, checkpoints)
+    evaluation = Evaluation(run, model, vocabulary, log, checkpoints, workdir / "sheets")
     loop = _Loop(run, workdir, batches, rows, shard, train_step, checkpoints, log, evaluation)
     state = loop(state, done)
     batches.close()
@@ -248,31 +249,14 @@ def first_state(
 
 def main() -> int:
     """Runs the command line; errors a user can mend are one line. Gives the exit status."""
-    debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    try:
+
+    def story() -> None:
         command = parse_command_line(sys.argv)
         if command.processes:
             start_processes(command.processes)
         train(command.run, command.workdir)
-    except Kosmos2Error as error:
-        if debug:
-            raise
-        print(f"kosmos2_jax.train: error: {error}", file=sys.stderr)
-        return 1
-    except Interrupted as stop:
-        print(f"kosmos2_jax.train: {stop}", file=sys.stderr)
-        return EXIT_RESTART
-    except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(
-            f"kosmos2_jax.train: error: {error}; make room on the disk and run the same command "
-            "again",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+
+    return run_story("kosmos2_jax.train", story)
 
 
 if __name__ == "__main__":
