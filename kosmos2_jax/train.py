@@ -22,6 +22,7 @@ from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
 from kosmos2_jax.errors import Kosmos2Error
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
+from kosmos2_jax.models.lora import with_adapters
 from kosmos2_jax.partitioning import batch_sharding, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.meter import TrainingMeter, data_figures
@@ -34,7 +35,13 @@ from kosmos2_jax.training.run_data import open_batches, prepare_data, with_vocab
 from kosmos2_jax.training.run_evaluation import Evaluation, generation_config
 from kosmos2_jax.training.settings import parse_command_line
 from kosmos2_jax.training.signals import EXIT_RESTART, Interrupted, StopRequest
-from kosmos2_jax.training.state import TrainState, create_state, state_shardings, warm_up
+from kosmos2_jax.training.state import (
+    TrainState,
+    create_state,
+    run_groups,
+    state_shardings,
+    warm_up,
+)
 from kosmos2_jax.training.step import make_train_step
 from kosmos2_jax.training.task_evaluation import TaskResult
 from kosmos2_jax.training.work_folder import record_run, save_model
@@ -63,7 +70,8 @@ def train(run: RunConfig, workdir: Path) -> Trained:
 
     Leaves `run.json` (the resolved settings), `metrics.jsonl`, TensorBoard's files,
     `checkpoints/`, and the trained model in our own checkpoint format, in `model/`; the best one
-    in `best/` if `run.evaluation.best_metric` says what is good.
+    in `best/` if `run.evaluation.best_metric` says what is good. With LoRA these models have the
+    adapters added, which are also in `model_adapter/` and `best_adapter/` alone, as peft's.
 
     Raises:
       ConfigError: the work folder holds a run with other settings, or no evaluation gives
@@ -84,7 +92,8 @@ def train(run: RunConfig, workdir: Path) -> Trained:
 
     # Model, state, step
     model = Kosmos2Model(run.model, generation_config(run), run.loss_chunk)
-    optimizer = make_optimizer(run.optimizer)
+    groups = run_groups(run)
+    optimizer = make_optimizer(run.optimizer, groups)
     shardings = state_shardings(run, optimizer, mesh)
     checkpoints = RunCheckpoints(
         workdir / "checkpoints", run.keep_checkpoints, run.evaluation.best_mode
@@ -98,8 +107,16 @@ def train(run: RunConfig, workdir: Path) -> Trained:
         state = first_state(run, optimizer, shardings, vocabulary)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     say(f"{size:,} parameters on {mesh.size} device(s)")
+    say(groups.table(run.optimizer.learning_rate, run.optimizer.weight_decay))
     train_step = make_train_step(
-        model.loss_fn, optimizer, shardings, batch_sharding(mesh), run.seed, run.micro_batches
+        with_adapters(model.loss_fn, run.lora),
+        optimizer,
+        shardings,
+        batch_sharding(mesh),
+        run.seed,
+        run.micro_batches,
+        groups,
+        run.ema_decay,
     )
 
     # Loop
@@ -109,7 +126,7 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     if run.evaluation.due(done) and 0 < done < steps and not log.evaluated(done):
         evaluation(done, state, run.evaluation.quick_examples)  # the run was stopped before it
     skipped = SkippedUpdates(done - updates_made(state.opt_state), run.max_skipped_updates)
-    meter = TrainingMeter(run, skipped)
+    meter = TrainingMeter(run, skipped, groups)
     bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=done == steps)
     with StopRequest() as stop:
         for step in range(done + 1, steps + 1):

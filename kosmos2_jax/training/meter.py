@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from kosmos2_jax.data.packed_pipeline import PackedBatches
+from kosmos2_jax.training.groups import ParameterGroups
 from kosmos2_jax.training.nonfinite import SkippedUpdates
 from kosmos2_jax.training.optimizer import learning_rate_schedule
 from kosmos2_jax.training.run_config import RunConfig
@@ -25,10 +26,11 @@ class TrainingMeter:
       skipped: updates that were not finite.
     """
 
-    def __init__(self, run: RunConfig, skipped: SkippedUpdates) -> None:
+    def __init__(self, run: RunConfig, skipped: SkippedUpdates, groups: ParameterGroups) -> None:
         """Starts the clock."""
         self.skipped = skipped
         self._run = run
+        self._groups = groups
         self._schedule = learning_rate_schedule(run.optimizer)
         self._pending: list[dict[str, jax.Array]] = []
         self._since = time.perf_counter()
@@ -54,9 +56,14 @@ class TrainingMeter:
         now = time.perf_counter()
         seconds = now - self._since - self._paused
         self._pending, self._since, self._paused = [], now, 0.0
+        rate = float(self._schedule(step - 1 - self.skipped.total))
         return {
             **summarise(found),
-            "train/learning_rate": float(self._schedule(step - 1 - self.skipped.total)),
+            "train/learning_rate": rate,
+            **{
+                f"train/learning_rate/{name}": rate * group.learning_rate_factor
+                for name, group in self._groups.trained_settings.items()
+            },
             "train/skipped_updates": self.skipped.total,
             "train/rows_per_second": len(found) * self._run.data.batch_size / seconds,
         }
@@ -87,6 +94,10 @@ def summarise(pending: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
         )
         / weight,
         "train/accuracy": sum(columns["correct"]) / weight,
-        "train/gradient_norm": float(np.mean(columns["gradient_norm"])),
+        **{
+            f"train/{name}": float(np.mean(values))
+            for name, values in columns.items()
+            if name.partition("/")[0] == "gradient_norm"
+        },
         "train/target_tokens": weight / len(columns["weight"]),
     }

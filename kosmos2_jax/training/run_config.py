@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.models.lora import LoraConfig
 from kosmos2_jax.training.optimizer import OptimizerConfig
 
 
@@ -83,6 +84,10 @@ class RunConfig:
       mesh: devices along each mesh axis, see `kosmos2_jax.partitioning.make_mesh`.
       seed: of initial values, dropout and the order of the data.
       warm_start: of the vision tower.
+      lora: adapters of linear layers, which are then all that is trained.
+      ema_decay: after each update, the average of the trained parameters becomes `ema_decay` times
+        itself plus the rest of the new ones; it begins as the initial values. Evaluation and the
+        exported model use it. 0 for no average.
       micro_batches: parts that a batch is worked through in, one after the other; the loss stays
         the mean over all tokens of the update.
       loss_chunk: tokens of a row whose logits are held at a time; 0 for all. Saves memory where
@@ -102,6 +107,8 @@ class RunConfig:
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
     seed: int = 0
     warm_start: WarmStartConfig = WarmStartConfig()
+    lora: LoraConfig = LoraConfig()
+    ema_decay: float = 0.0
     micro_batches: int = 1
     loss_chunk: int = 0
     log_every: int = 50
@@ -120,6 +127,13 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(f"ema_decay must be from 0 to below 1, not {self.ema_decay}")
+        if self.lora.rank and self.warm_start.steps:
+            raise ConfigError(
+                "lora.rank keeps the values that a model has, and warm_start.steps makes new ones; "
+                "set one of them to 0"
+            )
         if self.data.batch_size % self.micro_batches:
             raise ConfigError(
                 f"data.batch_size {self.data.batch_size} is not a multiple of micro_batches "

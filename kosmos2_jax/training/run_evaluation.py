@@ -13,7 +13,7 @@ from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.run_config import RunConfig
-from kosmos2_jax.training.state import TrainState
+from kosmos2_jax.training.state import TrainState, model_params
 from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
 
 
@@ -56,7 +56,7 @@ class Evaluation:
             return {}
         lengths = feature_lengths(run.data.length, run.data.images)
         results = evaluate_tasks(
-            self.model, state.params, self.vocabulary, run.evaluation, lengths, limit
+            self.model, model_params(run, state), self.vocabulary, run.evaluation, lengths, limit
         )
         figures = {name: value for r in results.values() for name, value in r.metrics.items()}
         self.log.write(step, {f"eval/{name}": value for name, value in figures.items()})

@@ -16,8 +16,9 @@ from kosmos2_jax.interop.checkpoint import NO_REPEAT_NGRAM_SIZE
 from kosmos2_jax.interop.files import new_file
 from kosmos2_jax.interop.layout import unstack_layers
 from kosmos2_jax.interop.orbax_io import save_folder
+from kosmos2_jax.interop.peft import write_adapter
 from kosmos2_jax.training.run_config import RunConfig
-from kosmos2_jax.training.state import TrainState
+from kosmos2_jax.training.state import TrainState, averaged_params, model_params
 
 RUN_JSON = "run.json"
 
@@ -49,12 +50,20 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
 def save_model(
     folder: Path, run: RunConfig, vocabulary: Kosmos2Vocabulary, state: TrainState
 ) -> None:
-    """Writes the model of a state in our own checkpoint format, in place of an older one."""
+    """Writes the model of a state in our own checkpoint format, in place of an older one.
+
+    With LoRA the adapters are added to the model; alone they come beside it, in a folder whose name
+    ends in `_adapter`.
+    """
     save_folder(
         folder,
-        unstack_layers(jax.device_get(state.params), run.model),
+        unstack_layers(jax.device_get(model_params(run, state)), run.model),
         run.model,
         vocabulary,
         {NO_REPEAT_NGRAM_SIZE: run.no_repeat_ngram_size},
         overwrite=True,
     )
+    if run.lora.rank:
+        adapter = folder.with_name(f"{folder.name}_adapter")
+        params = jax.device_get(averaged_params(run, state))
+        write_adapter(adapter, params, run.model, run.lora, overwrite=True)
