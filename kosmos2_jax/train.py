@@ -10,7 +10,6 @@ Exit status: 0 when the run is finished; 1 for an error that a user can mend, to
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -26,11 +25,13 @@ from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.names import num_parameters
+from kosmos2_jax.models.lora import with_adapters
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.environment import record_environment
 from kosmos2_jax.training.init_from import init_params
-from kosmos2_jax.training.meter import TrainingMeter
+from kosmos2_jax.training.loss_evaluation import LossEvaluation
+from kosmos2_jax.training.meter import TrainingMeter, progress
 from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.nonfinite import SkippedUpdates
 from kosmos2_jax.training.optimizer import make_optimizer, updates_made
@@ -43,6 +44,7 @@ from kosmos2_jax.training.processes import (
     run_program,
     start_processes,
 )
+from kosmos2_jax.training.profiling import Profiler
 from kosmos2_jax.training.program import run_story
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.read_so_far import ReadSoFar
@@ -51,9 +53,17 @@ from kosmos2_jax.training.run_data import open_batches, prepare_data, with_vocab
 from kosmos2_jax.training.run_evaluation import Evaluation, generation_config
 from kosmos2_jax.training.settings import parse_command_line
 from kosmos2_jax.training.signals import Interrupted, StopRequest
-from kosmos2_jax.training.state import TrainState, create_state, state_shardings, warm_up
+from kosmos2_jax.training.state import (
+    TrainState,
+    create_state,
+    run_groups,
+    state_shardings,
+    warm_up,
+    with_params,
+)
 from kosmos2_jax.training.step import make_train_step
 from kosmos2_jax.training.task_evaluation import TaskResult
+from kosmos2_jax.training.task_ids import task_names, with_task_ids
 from kosmos2_jax.training.work_folder import record_run, save_model
 
 MODEL_FOLDER = "model"
@@ -81,6 +91,8 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     Leaves `run.json` (the resolved settings), `environment.jsonl`, `metrics.jsonl`, TensorBoard's
     files, `sheets/` of pictures, `checkpoints/`, and the trained model in our own checkpoint
     format, in `model/`; the best one in `best/` if `run.evaluation.best_metric` says what is good.
+    With LoRA these models have the adapters added, which are also in `model_adapter/` and
+    `best_adapter/` alone, as peft's.
 
     Raises:
       ConfigError: the work folder holds a run with other settings, or no evaluation gives
@@ -110,8 +122,10 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
     batches = open_batches(run, mixture, run.data.batch_size, shard, pack=run.data.pack)
 
     # Model, state, step
-    model = Kosmos2Model(run.model, generation_config(run), run.loss_chunk)
-    optimizer = make_optimizer(run.optimizer)
+    tasks = task_names(mixture)
+    model = Kosmos2Model(run.model, generation_config(run), run.loss_chunk, len(tasks))
+    groups = run_groups(run)
+    optimizer = make_optimizer(run.optimizer, groups)
     shardings = state_shardings(run, optimizer, mesh)
     checkpoints = RunCheckpoints(
         workdir / "checkpoints",
@@ -127,14 +141,27 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
     else:
         state = first_state(run, optimizer, shardings, vocabulary)
     say(f"{num_parameters(run.model):,} parameters on {mesh.size} device(s)")
+    say(groups.table(run.optimizer.learning_rate, run.optimizer.weight_decay))
     train_step = make_train_step(
-        model.loss_fn, optimizer, shardings, rows, run.seed, run.micro_batches
+        with_adapters(model.loss_fn, run.lora),
+        optimizer,
+        shardings,
+        rows,
+        run.seed,
+        run.micro_batches,
+        groups,
+        run.ema_decay,
     )
 
     # Loop
-    log = MetricLog(workdir, done)
-    evaluation = Evaluation(run, model, vocabulary, log, checkpoints, workdir / "sheets")
-    loop = _Loop(run, workdir, batches, rows, shard, train_step, checkpoints, log, evaluation)
+    log = MetricLog(workdir, done, run.wandb_project, dataclasses.asdict(run))
+    losses = LossEvaluation(run, model, rows, shard) if run.evaluation.loss_mixture else None
+    evaluation = Evaluation(run, model, vocabulary, log, checkpoints, workdir / "sheets", losses)
+    skipped = SkippedUpdates(done - updates_made(state.opt_state), run.max_skipped_updates)
+    meter = TrainingMeter(run, skipped, groups, tasks)
+    loop = _Loop(
+        run, workdir, batches, tasks, rows, shard, train_step, checkpoints, log, evaluation, meter
+    )
     state = loop(state, done)
     batches.close()
 
@@ -160,12 +187,14 @@ class _Loop:
     run: RunConfig
     workdir: Path
     batches: PackedBatches
+    tasks: tuple[str, ...]
     rows: NamedSharding
     shard: DataShard
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     checkpoints: RunCheckpoints
     log: MetricLog
     evaluation: Evaluation
+    meter: TrainingMeter
 
     def __call__(self, state: TrainState, done: int) -> TrainState:
         """The state after the last update, from the one after `done` of them."""
@@ -173,25 +202,27 @@ class _Loop:
         if run.evaluation.due(done) and 0 < done < steps and not self.log.evaluated(done):
             # The run was stopped before it.
             self.evaluation(done, state, run.evaluation.quick_examples)
-        skipped = SkippedUpdates(done - updates_made(state.opt_state), run.max_skipped_updates)
-        meter = TrainingMeter(run, skipped)
         hidden = done == steps or not is_first()
         bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
-        agree = StopAgreement()
+        agree, profiler = StopAgreement(), Profiler(self.workdir, run.profile_steps)
         with StopRequest() as stop:
             for step in range(done + 1, steps + 1):
-                batch = next(self.batches)
+                with self.meter.waiting():
+                    batch = next(self.batches)
+                batch = with_task_ids(batch, self.batches.row_tasks(), self.tasks)
+                profiler.before(step)
                 state, metrics = self.train_step(state, global_batch(batch, self.rows))
+                profiler.after(step, metrics)
                 stopping = agree(stop.signal)
-                meter.add(metrics)
+                self.meter.add(metrics)
                 bar.update()
                 last = step == steps
                 if step % run.log_every == 0 or last:
-                    values = meter.read(step)
-                    bar.set_postfix(loss=f"{values.get('train/loss', math.nan):.3f}")
+                    values = self.meter.read(step)
+                    bar.set_postfix(progress(values))
                     self._report(step, values)
-                    skipped.check(step, batch, self.workdir)
-                with meter.paused():
+                    self.meter.skipped.check(step, batch, self.workdir)
+                with self.meter.paused():
                     self._between(step, state, stopping)
         bar.close()
         if done < steps:
@@ -238,7 +269,7 @@ def first_state(
     if run.init_from.path:
         params, report = init_params(state.params, run.model, vocabulary, run.init_from)
         say(f"{report}")
-        state = state._replace(params=params)
+        state = with_params(run, state, params)
     if run.warm_start.steps:
         first = run.warm_start
         lessons = open_batches(run, first.task, first.batch_size, pack=False)

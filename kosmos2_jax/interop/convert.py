@@ -126,10 +126,13 @@ def convert(
     *,
     tokenizer: PathLike | None = None,
     config: Kosmos2Config | None = None,
+    adapter: PathLike | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     overwrite: bool = False,
 ) -> Conversion:
     """Converts a checkpoint; Hugging Face files are written one tensor in memory at a time.
+
+    With an adapter the whole model is in memory.
 
     Args:
       src: a folder or a `.pt` file of any format.
@@ -137,6 +140,7 @@ def convert(
       to: "hugging_face" (or "hf"), "fairseq" or "orbax".
       tokenizer: see `load`.
       config: see `load`.
+      adapter: folder of a LoRA adapter in peft's files, to be added to the model's kernels.
       max_shard_size: bytes of one Hugging Face weight file.
       overwrite: replace a checkpoint at `dst`; nothing else is ever replaced.
 
@@ -151,7 +155,12 @@ def convert(
     target = ALIASES[to]
     source_format = detect_format(src)
     checkpoint = open_checkpoint(src, tokenizer, config)
-    arguments = (dst, checkpoint.params, checkpoint.config, checkpoint.vocabulary)
+    params = checkpoint.params
+    if adapter is not None:
+        from kosmos2_jax.interop.peft import add_adapter  # imports JAX, which others do not need
+
+        params = add_adapter(params, checkpoint.config, Path(adapter))
+    arguments = (dst, params, checkpoint.config, checkpoint.vocabulary)
     rest = {
         "generation": checkpoint.generation,
         "source": checkpoint.source,
