@@ -22,12 +22,14 @@ from kosmos2_jax.config import FULL
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.names import num_parameters
+from kosmos2_jax.models.lora import with_adapters
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
 from kosmos2_jax.training.collectives import Traffic, collectives_of
 from kosmos2_jax.training.flops import CHIPS, Chip, ModelFlops, chip_of, model_flops
+from kosmos2_jax.training.meter import trained_parts
 from kosmos2_jax.training.optimizer import make_optimizer
 from kosmos2_jax.training.run_config import RunConfig
-from kosmos2_jax.training.state import create_state, state_shardings
+from kosmos2_jax.training.state import create_state, run_groups, state_shardings
 from kosmos2_jax.training.step import make_train_step
 
 _GIB = 1024**3
@@ -151,7 +153,13 @@ def compile_run(
     check_mesh(mesh, run.model, run.data.batch_size, run.micro_batches)
     chip = _chip_of(mesh, topology)
     data = run.data
-    flops = model_flops(run.model, data.batch_size, data.length, data.batch_size * data.images)
+    flops = model_flops(
+        run.model,
+        data.batch_size,
+        data.length,
+        data.batch_size * data.images,
+        trained_parts(run_groups(run)),
+    )
     known = {"run": run, "mesh": dict(mesh.shape), "chip": chip, "flops": flops}
     try:
         program = _lower(run, mesh).compile()
@@ -212,7 +220,8 @@ def tpu_devices(topology: str, slices: int = 1) -> list[Any]:
 
 def _lower(run: RunConfig, mesh: Mesh) -> Any:
     """The step as `train.py` makes it, traced for these devices on shapes alone."""
-    optimizer = make_optimizer(run.optimizer)
+    groups = run_groups(run)
+    optimizer = make_optimizer(run.optimizer, groups)
     shardings = state_shardings(run, optimizer, mesh)
     # Not jax.set_mesh, under which JAX would make constants on devices that are not here.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -224,7 +233,14 @@ def _lower(run: RunConfig, mesh: Mesh) -> Any:
         model = Kosmos2Model(run.model, loss_chunk=run.loss_chunk)
         rows = batch_sharding(mesh)
         step = make_train_step(
-            model.loss_fn, optimizer, shardings, rows, run.seed, run.micro_batches
+            with_adapters(model.loss_fn, run.lora),
+            optimizer,
+            shardings,
+            rows,
+            run.seed,
+            run.micro_batches,
+            groups,
+            run.ema_decay,
         )
         traced = step.trace(state, batch_shapes(run, rows))
         return traced.lower(lowering_platforms=("tpu",))

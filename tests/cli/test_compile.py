@@ -16,7 +16,7 @@ pytest.importorskip("libtpu")
 
 # Full width, two layers a tower; a row a chip.
 REDUCED = (
-    "--config=configs/pretrain.py",
+    "--config=configs/kosmos2_pretrain.py",
     "--config.model.decoder.num_layers=2",
     "--config.model.vision.num_layers=2",
     "--config.micro_batches=1",
