@@ -110,7 +110,8 @@ class Kosmos2Model:
             method="hidden",
         )
         table = params["decoder"]["token_embedding"]
-        return score_targets(hidden, table, batch["targets"], self.loss_chunk)
+        size = self.config.decoder.vocab_size
+        return score_targets(hidden, table, batch["targets"], self.loss_chunk, size)
 
 
 def prompts_of(batch: Batch) -> PromptBatch:

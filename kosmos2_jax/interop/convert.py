@@ -83,11 +83,14 @@ def load(
     Raises:
       CheckpointError: see `detect_format`; also damaged files and tensors that do not fit.
     """
-    checkpoint = _open(Path(path), tokenizer, config)
+    checkpoint = open_checkpoint(Path(path), tokenizer, config)
     return dataclasses.replace(checkpoint, params=nest(flatten(checkpoint.params), place))
 
 
-def _open(path: Path, tokenizer: PathLike | None, config: Kosmos2Config | None) -> Checkpoint:
+def open_checkpoint(
+    path: Path, tokenizer: PathLike | None = None, config: Kosmos2Config | None = None
+) -> Checkpoint:
+    """As `load`, but that `params` of foreign files are read one by one when asked for."""
     format_name = detect_format(path)
     beside = None if tokenizer is None else Path(tokenizer)
     if beside is not None and not beside.exists():
@@ -151,7 +154,7 @@ def convert(
     _check_paths(src, dst, overwrite)
     target = ALIASES[to]
     source_format = detect_format(src)
-    checkpoint = _open(src, tokenizer, config)
+    checkpoint = open_checkpoint(src, tokenizer, config)
     params = checkpoint.params
     if adapter is not None:
         from kosmos2_jax.interop.peft import add_adapter  # imports JAX, which others do not need

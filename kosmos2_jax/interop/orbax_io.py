@@ -18,7 +18,7 @@ from kosmos2_jax.interop.checkpoint import (
     check_vocabulary,
 )
 from kosmos2_jax.interop.files import KOSMOS2_JSON, new_folder, read_json, write_json
-from kosmos2_jax.interop.layout import check_params, check_shapes, flatten, nest
+from kosmos2_jax.interop.layout import check_params, check_shapes, flatten, nest, unpadded
 from kosmos2_jax.interop.tokenizer_files import find_vocabulary, write_sentencepiece
 
 FORMAT = 1
@@ -39,6 +39,8 @@ def save_folder(
 ) -> None:
     """Writes our folder; the only format that holds every kind of position.
 
+    Of several processes, the one that calls it writes alone.
+
     Args:
       folder: to create; see `files.new_folder`.
       params: our parameter tree, nested or flat, NumPy or JAX arrays, scanned or not; stored
@@ -53,13 +55,14 @@ def save_folder(
       CheckpointError: parameters or a vocabulary that do not fit `config`, or a folder that may
         not be written.
     """
+    import jax
     import orbax.checkpoint as ocp
 
     check_vocabulary(vocabulary, config, str(folder))
     tree = nest(check_params(params, config))
     description = {
         "format": FORMAT,
-        "config": config.to_dict(),
+        "config": unpadded(config).to_dict(),
         "generation": dict(generation),
         "source": (source or Source()).to_dict(),
     }
@@ -68,7 +71,11 @@ def save_folder(
         if vocabulary is not None:
             (partial / _TOKENIZER).mkdir()
             write_sentencepiece(partial / _TOKENIZER, vocabulary)
-        with ocp.StandardCheckpointer() as checkpointer:
+        number = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"{number}"
+        )
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
             checkpointer.save(partial.resolve() / _PARAMS, tree)
 
 

@@ -28,7 +28,7 @@ class Linear(nn.Module):
     """
 
     features: int
-    axes: tuple[str, str]
+    axes: tuple[str | None, str | None]
     gain: float = 1.0
     kernel_init: Initializer | None = None
     bias_init: Initializer | None = None

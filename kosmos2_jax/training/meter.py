@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-from kosmos2_jax.data.packed_pipeline import PackedBatches
 from kosmos2_jax.training.groups import ParameterGroups
 from kosmos2_jax.training.nonfinite import SkippedUpdates
 from kosmos2_jax.training.optimizer import learning_rate_schedule
@@ -67,18 +66,6 @@ class TrainingMeter:
             "train/skipped_updates": self.skipped.total,
             "train/rows_per_second": len(found) * self._run.data.batch_size / seconds,
         }
-
-
-def data_figures(run: RunConfig, step: int, batches: PackedBatches) -> dict[str, float]:
-    """What was read in all updates so far: proportions, fullness of rows, and what was skipped."""
-    tasks, skips = batches.tasks(), batches.skips()
-    examples, tokens = (sum(column) for column in zip(*tasks.values(), strict=True))
-    values = {"data/fill": tokens / (step * run.data.batch_size * run.data.length)}
-    for task, (its_examples, its_tokens) in sorted(tasks.items()):
-        values[f"data/examples/{task}"] = its_examples / examples
-        values[f"data/tokens/{task}"] = its_tokens / tokens
-    skipped = {source: skips.num_skipped(source) for source in skips.sources()}
-    return values | {f"data/skipped/{source}": float(n) for source, n in skipped.items() if n}
 
 
 def summarise(pending: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:

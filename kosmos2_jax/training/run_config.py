@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from kosmos2_jax.config import Kosmos2Config
@@ -73,6 +74,35 @@ class WarmStartConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitFromConfig:
+    """A checkpoint whose values a run begins with; see `kosmos2_jax.training.init_from`.
+
+    Attributes:
+      path: a Hugging Face folder, a fairseq `.pt` file, a folder of ours, or CLIP's vision tower
+        (a Hugging Face folder, `.safetensors`, or a torch file); empty for initial values.
+      assignments: (pattern, replacement) pairs of regular expressions over our paths of
+        parameters, as `vision/position_embedding`: the first whose pattern matches a whole path
+        says where in the checkpoint its value is found; an empty replacement leaves it at its
+        initial value. A path that none matches is found under its own name.
+      allow_missing: regular expression of paths that may stay at their initial values because the
+        checkpoint lacks them; ".*" for all, empty for none.
+    """
+
+    path: str = ""
+    assignments: tuple[tuple[str, str], ...] = ()
+    allow_missing: str = ""
+
+    def __post_init__(self) -> None:
+        for pattern in (self.allow_missing, *(pair[0] for pair in self.assignments)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(
+                    f"init_from: {pattern!r} is no regular expression ({error})"
+                ) from None
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A whole run.
 
@@ -83,7 +113,8 @@ class RunConfig:
       evaluation: what is measured.
       mesh: devices along each mesh axis, see `kosmos2_jax.partitioning.make_mesh`.
       seed: of initial values, dropout and the order of the data.
-      warm_start: of the vision tower.
+      init_from: a checkpoint to begin with.
+      warm_start: a first training of the vision tower, where there is no checkpoint.
       lora: adapters of linear layers, which are then all that is trained.
       ema_decay: after each update, the average of the trained parameters becomes `ema_decay` times
         itself plus the rest of the new ones; it begins as the initial values. Evaluation and the
@@ -106,6 +137,7 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
     seed: int = 0
+    init_from: InitFromConfig = InitFromConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
     lora: LoraConfig = LoraConfig()
     ema_decay: float = 0.0
@@ -127,6 +159,11 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.init_from.path and self.warm_start.steps:
+            raise ConfigError(
+                "init_from.path and warm_start.steps exclude each other: a checkpoint has a "
+                "trained vision tower already"
+            )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"ema_decay must be from 0 to below 1, not {self.ema_decay}")
         if self.lora.rank and self.warm_start.steps:
@@ -139,3 +176,28 @@ class RunConfig:
                 f"data.batch_size {self.data.batch_size} is not a multiple of micro_batches "
                 f"{self.micro_batches}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRun:
+    """An evaluation of a finished model, see `kosmos2_jax.evaluate`.
+
+    Attributes:
+      checkpoint: a folder or file of any format that `kosmos2_jax.interop.convert.load` reads.
+      tokenizer: its files, where the checkpoint lacks them.
+      data: where the tasks' data lie; `tasks`, `folder`, and what encoding needs.
+      evaluation: what is measured; `examples` a task, 0 for all.
+      split: of the tasks.
+      mesh: see `RunConfig`.
+      dtype: of activations.
+      seed: of what is left to chance in encoding.
+    """
+
+    checkpoint: str = ""
+    tokenizer: str = ""
+    data: DataConfig = DataConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    split: str = "test"
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
+    dtype: str = "float32"
+    seed: int = 0

@@ -11,11 +11,12 @@ from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.packed_pipeline import PackedBatches, packed_batches
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding import Kosmos2Vocabulary
+from kosmos2_jax.training.processes import WHOLE, DataShard, first_then_others
 from kosmos2_jax.training.run_config import RunConfig
 
 
 def prepare_data(run: RunConfig, workdir: Path) -> tuple[str, Kosmos2Vocabulary]:
-    """Makes what is missing of the run's data; registers it.
+    """Makes what is missing of the run's data, on process 0; then registers it on all.
 
     Returns:
       The name of the training mixture, and the vocabulary.
@@ -24,11 +25,12 @@ def prepare_data(run: RunConfig, workdir: Path) -> tuple[str, Kosmos2Vocabulary]
       ConfigError: there is no such module of tasks.
     """
     ours, own = f"kosmos2_jax.tasks.{run.data.tasks}", run.data.tasks
-    for module in (ours, own):
-        if _is_there(module):
-            folder = Path(run.data.folder) if run.data.folder else workdir / "data"
-            return importlib.import_module(module).prepare(folder, run.data, run.model, run.seed)
-    raise ConfigError(f"data.tasks names no module: there is neither {ours} nor {own}")
+    module = next(filter(_is_there, (ours, own)), None)
+    if module is None:
+        raise ConfigError(f"data.tasks names no module: there is neither {ours} nor {own}")
+    folder = Path(run.data.folder) if run.data.folder else workdir / "data"
+    prepare = importlib.import_module(module).prepare
+    return first_then_others(lambda: prepare(folder, run.data, run.model, run.seed))
 
 
 def _is_there(module: str) -> bool:
@@ -38,13 +40,23 @@ def _is_there(module: str) -> bool:
         return False
 
 
-def open_batches(run: RunConfig, mixture: str, batch_size: int, *, pack: bool) -> PackedBatches:
-    """Endless batches of a mixture or task, from the beginning."""
+def open_batches(
+    run: RunConfig, mixture: str, batch_size: int, shard: DataShard = WHOLE, *, pack: bool
+) -> PackedBatches:
+    """Endless batches of a mixture or task, from the beginning.
+
+    Args:
+      run: settings.
+      mixture: name of a mixture or task.
+      batch_size: rows over all shards.
+      shard: the part that is read here; by default all.
+      pack: whether examples share rows.
+    """
     data = run.data
     return packed_batches(
         mixture,
         feature_lengths(data.length, data.images),
-        batch_size,
+        batch_size // shard.count,
         run.seed,
         image_size=run.model.vision.image_size,
         pack=pack,
@@ -52,6 +64,8 @@ def open_batches(run: RunConfig, mixture: str, batch_size: int, *, pack: bool) -
         image_mode=data.image_mode,
         num_streams=data.streams,
         threads=data.threads,
+        shard_id=shard.number,
+        num_shards=shard.count,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.errors import ConfigError
@@ -13,6 +14,7 @@ from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.run_config import RunConfig
+from kosmos2_jax.training.sheets import write_sheets
 from kosmos2_jax.training.state import TrainState, model_params
 from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
 
@@ -27,13 +29,23 @@ def generation_config(run: RunConfig) -> GenerationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The evaluations of a run: written to the log, and noted where the best checkpoint is kept."""
+    """The evaluations of a run: written to the log, and noted where the best checkpoint is kept.
+
+    Attributes:
+      run: its settings.
+      model: the contract.
+      vocabulary: of the run.
+      log: gets the figures.
+      checkpoints: which are told how good each was.
+      sheets: folder that gets a folder of pictures for each evaluation, by its update.
+    """
 
     run: RunConfig
     model: Kosmos2Model
     vocabulary: Kosmos2Vocabulary
     log: MetricLog
     checkpoints: RunCheckpoints
+    sheets: Path
 
     def __post_init__(self) -> None:
         if self.finds_best:
@@ -60,6 +72,7 @@ class Evaluation:
         )
         figures = {name: value for r in results.values() for name, value in r.metrics.items()}
         self.log.write(step, {f"eval/{name}": value for name, value in figures.items()})
+        write_sheets(results, self.sheets / f"{step:07d}")
         say(f"update {step}: " + ", ".join(f"{n} {v:.3f}" for n, v in figures.items()))
         if self.finds_best:
             if run.evaluation.best_metric not in figures:

@@ -20,6 +20,7 @@ from kosmos2_jax.models.vision_transformer import VisionTransformer
 from kosmos2_jax.partitioning import param_shardings
 from kosmos2_jax.training.groups import ParameterGroups, find_groups
 from kosmos2_jax.training.optimizer import OptimizerConfig
+from kosmos2_jax.training.processes import host_values
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.vision_warm_start import train_vision
 
@@ -111,14 +112,15 @@ def warm_up(
       state: from `create_state`.
       shardings: of the state.
       vocabulary: of the batches.
-      batches: training batches of its own.
+      batches: training batches of its own; the same on all processes, each of which trains the
+        tower for itself.
     """
     optimizer = OptimizerConfig(
         learning_rate=run.warm_start.learning_rate,
         warmup_steps=run.warm_start.steps // 10,
         total_steps=run.warm_start.steps,
     )
-    fresh = state.params
+    fresh = state.params if jax.process_count() == 1 else host_values(state.params)
     vision, heads = train_vision(fresh["vision"], run.model, vocabulary, batches, optimizer)
     images = normalize_images(jnp.asarray(next(batches)["images"][:, 0]))
     tower = VisionTransformer(run.model.vision, run.model.scan_layers)
@@ -130,7 +132,7 @@ def warm_up(
         heads,
         vocabulary.first_location_id,
     )
-    return with_params(run, state, jax.device_put(params, shardings.params))
+    return with_params(run, state, jax.device_put(jax.device_get(params), shardings.params))
 
 
 def with_params(run: RunConfig, state: TrainState, params: Any) -> TrainState:

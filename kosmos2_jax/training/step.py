@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from kosmos2_jax.partitioning import constrain
 from kosmos2_jax.training.groups import ParameterGroups, find_groups
 from kosmos2_jax.training.state import TrainState
 
@@ -49,7 +50,7 @@ def make_train_step(
       batch_sharding: of the batch.
       seed: of dropout.
       micro_batches: parts that a batch is worked through in, one after the other; each device's
-        rows must be divisible by it.
+        rows must be divisible by it, see `kosmos2_jax.partitioning.check_mesh`.
       groups: what is trained, and whose gradient norms are reported beside that of all, as
         `gradient_norm/NAME`; by default everything is, part by part.
       ema_decay: of the average of the trained parameters, see `RunConfig`; 0 for none.
@@ -58,18 +59,18 @@ def make_train_step(
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
         among = find_groups({}, state.params) if groups is None else groups
-        old = among.trained(state.params)
+        old, places = among.trained(state.params), among.trained_shardings(shardings.params)
 
         def loss_of_trained(trained: Any, *args: Any) -> tuple[jax.Array, Sums]:
             # Frozen parameters are constants here, so that nothing is computed for their gradient.
             return _with_loss(*loss_fn(among.merged(state.params, trained), *args))
 
-        grad_fn = jax.grad(loss_of_trained, has_aux=True)
-        if micro_batches == 1:
-            grads, sums = grad_fn(old, batch, dropout_key)
-        else:
-            grads, sums = _accumulate(grad_fn, old, batch, dropout_key, micro_batches)
-        grads = jax.tree.map(lambda g: g / sums["weight"], grads)
+        def placed_grads(*args: Any) -> tuple[Any, Sums]:
+            # As the parameters, so that a device sums up its own share only.
+            grads, sums = jax.grad(loss_of_trained, has_aux=True)(*args)
+            return jax.lax.with_sharding_constraint(grads, places), sums
+
+        grads, sums = _token_mean(placed_grads, old, batch, dropout_key, micro_batches)
         updates, opt_state = optimizer.update(grads, state.opt_state, old)
         new = optax.apply_updates(old, updates)
         ema = optax.incremental_update(new, state.ema, 1 - ema_decay) if ema_decay else state.ema
@@ -109,6 +110,21 @@ def _with_loss(loss: jax.Array, sums: Sums) -> tuple[jax.Array, Sums]:
     return loss, {"loss": loss, **sums}
 
 
+def _token_mean(
+    grad_fn: Callable[..., tuple[Any, Sums]],
+    params: Any,
+    batch: Batch,
+    dropout_key: jax.Array,
+    micro_batches: int,
+) -> tuple[Any, Sums]:
+    """Gradient of the mean over all target tokens of a batch, and sums of its metrics."""
+    if micro_batches == 1:
+        grads, sums = grad_fn(params, batch, dropout_key)
+    else:
+        grads, sums = _accumulate(grad_fn, params, batch, dropout_key, micro_batches)
+    return jax.tree.map(lambda g: g / sums["weight"], grads), sums
+
+
 def _accumulate(
     grad_fn: Callable[..., tuple[Any, Sums]],
     params: Any,
@@ -120,7 +136,8 @@ def _accumulate(
 
     def split(x: jax.Array) -> jax.Array:
         # Every parts-th row, so that each device splits its own rows and none travel.
-        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(x, (None, "batch") + (None,) * (x.ndim - 2))
 
     def add(total: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         index, micro_batch = part

@@ -14,6 +14,7 @@ from kosmos2_jax.data.packing_converter import PackingFeatureConverter
 from kosmos2_jax.data.pictures import decode_picture
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
+from kosmos2_jax.training.processes import host_values
 from kosmos2_jax.training.run_config import EvaluationConfig
 
 
@@ -46,6 +47,9 @@ def evaluate_tasks(
     split: str = "test",
 ) -> dict[str, TaskResult]:
     """Runs registered seqio tasks through `seqio.Evaluator`.
+
+    Several processes all read all examples, answer them together, each device with its part of the
+    parameters, and all get the same results.
 
     Args:
       model: the contract; its generation settings say how answers are written.
@@ -120,4 +124,4 @@ def _answer(
         name: np.concatenate([values, np.repeat(values[-1:], batch_size - rows, axis=0)])
         for name, values in batch.items()
     }
-    return np.asarray(model.predict_batch(params, full).tokens)[:rows].tolist()
+    return host_values(model.predict_batch(params, full).tokens)[:rows].tolist()

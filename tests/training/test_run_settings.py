@@ -48,8 +48,8 @@ def test_a_mixture_of_your_own_is_three_lines(command_line, tmp_path):
     """As the README has them, between the definition and the return."""
     (tmp_path / "mine.py").write_text(
         "def get_config():\n"
-        "    from kosmos2_jax.configs import pretrain\n"
-        "    config = pretrain.get_config()\n"
+        "    from kosmos2_jax.configs import kosmos2_pretrain\n"
+        "    config = kosmos2_pretrain.get_config()\n"
         '    config.data.update(mixture="", rates={"captions/cc3m": 3.0, "text": 1.0})\n'
         "    return config\n"
     )
@@ -82,7 +82,7 @@ def test_groups_and_adapters_are_read_from_files_and_the_command_line(command_li
 
 def test_the_papers_pretraining_has_its_numbers(command_line):
     """Spec section 4.6; rows of 2,048 that are filled to 98.5% hold 419 thousand tokens."""
-    run = command_line("--config=configs/pretrain.py", "--workdir=w").run
+    run = command_line("--config=configs/kosmos2_pretrain.py", "--workdir=w").run
     assert run.model.decoder.position == "xpos"
     assert run.data.mixture == "kosmos2_pretrain"
     assert run.data.batch_size * run.data.length * 0.985 == pytest.approx(419e3, rel=0.005)
