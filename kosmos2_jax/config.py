@@ -20,6 +20,9 @@ XPOS = "xpos"
 # What computes self-attention, see `kosmos2_jax.models.attention`.
 AUTO, XLA, SPLASH, TRITON, CUDNN = "auto", "xla", "splash", "triton", "cudnn"
 ATTENTIONS = (AUTO, XLA, SPLASH, TRITON, CUDNN)
+# What layers keep for the gradient, see `kosmos2_jax.models.layers.keep`.
+NONE, MINIMAL, ATTENTION, FULL = "none", "minimal", "attention", "full"
+REMATS = (NONE, MINIMAL, ATTENTION, FULL)
 
 # CLIP's normalisation of RGB values in 0..1 (HF `CLIPImageProcessor`).
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -94,6 +97,9 @@ class Kosmos2Config:
       dtype: dtype of activations; parameters are float32 always.
       attention: what computes self-attention over whole rows, one of `ATTENTIONS`. "auto" takes
         splash attention on TPU, kernels on GPU and XLA elsewhere.
+      remat: what layers compute again for the gradient instead of keeping it, one of `REMATS`
+        (t5x's names), from least to most: "none"; "minimal", all but the matrix products and
+        splash attention; "attention", all but splash attention; "full", everything.
     """
 
     vision: VisionConfig = VisionConfig()
@@ -103,6 +109,7 @@ class Kosmos2Config:
     scan_layers: bool = False
     dtype: str = "float32"
     attention: str = AUTO
+    remat: str = NONE
 
     def __post_init__(self) -> None:
         _check_config(self)
@@ -180,10 +187,12 @@ def _check_config(config: Kosmos2Config) -> None:
         raise ConfigError(
             f"decoder.vocab_multiple must be at least 1, not {decoder.vocab_multiple}"
         )
-    if config.attention not in ATTENTIONS:
-        near = difflib.get_close_matches(config.attention, ATTENTIONS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(ATTENTIONS)}"
-        raise ConfigError(f"unknown attention {config.attention!r}{hint}")
+    for name, known in (("attention", ATTENTIONS), ("remat", REMATS)):
+        value = getattr(config, name)
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"unknown model.{name} {value!r}; {hint}")
     if decoder.hidden_size % 2 or (decoder.hidden_size // decoder.num_heads) % 2:
         raise ConfigError("decoder.hidden_size and the size of a head must be even")
 

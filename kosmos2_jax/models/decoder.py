@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kosmos2_jax.config import AUTO, SINUSOIDAL, XPOS, DecoderConfig
+from kosmos2_jax.config import AUTO, NONE, SINUSOIDAL, XPOS, DecoderConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import magneto_gain
 from kosmos2_jax.models.layers import Linear, gelu, layer_norm, run_layers
@@ -161,6 +161,7 @@ class Decoder(nn.Module):
     scan_layers: bool = False
     dtype: jnp.dtype = jnp.float32
     attention: str = AUTO
+    remat: str = NONE
 
     def setup(self) -> None:
         config = self.config
@@ -209,6 +210,7 @@ class Decoder(nn.Module):
             lambda name: DecoderLayer(config, self.dtype, deterministic, self.attention, name=name),
             config.num_layers,
             self.scan_layers,
+            self.remat,
             x,
             cache,
             context,

@@ -40,7 +40,7 @@ class Kosmos2(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        layers = (config.scan_layers, dtype, config.attention)
+        layers = (config.scan_layers, dtype, config.attention, config.remat)
         self.vision = VisionTransformer(config.vision, *layers)
         self.resampler = Resampler(
             config.resampler, config.decoder.hidden_size, config.decoder.num_heads, dtype

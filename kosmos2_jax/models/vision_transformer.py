@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kosmos2_jax.config import AUTO, VisionConfig
+from kosmos2_jax.config import AUTO, NONE, VisionConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import torch_linear
 from kosmos2_jax.models.layers import Linear, layer_norm, quick_gelu, run_layers
@@ -106,6 +106,7 @@ class VisionTransformer(nn.Module):
     scan_layers: bool = False
     dtype: jnp.dtype = jnp.float32
     attention: str = AUTO
+    remat: str = NONE
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B S S 3"]) -> Float[Array, "B T D"]:
@@ -138,6 +139,7 @@ class VisionTransformer(nn.Module):
             lambda name: VisionLayer(config, self.dtype, self.attention, name=name),
             config.num_layers,
             self.scan_layers,
+            self.remat,
             x,
             None,
         )
