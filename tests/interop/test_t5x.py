@@ -218,8 +218,8 @@ def our_curve(config: Kosmos2Config, mixture: str, updates: int) -> list[float]:
     key, _ = jax.random.split(jax.random.PRNGKey(0))
     params = nn.meta.unbox(jax.jit(lambda: initial_params(config, key))())
     optimizer, mesh = make_optimizer(OPTIMIZER), make_mesh({}, jax.devices()[:1])
-    zero = jnp.zeros([], jnp.int32)
-    state = TrainState(zero, params, optimizer.init(params), zero)
+    counts = jnp.zeros([2], jnp.int32)  # two buffers: both are given away
+    state = TrainState(counts[0], params, optimizer.init(params), counts[1])
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     step = make_train_step(
         Kosmos2Model(config).loss_fn,
