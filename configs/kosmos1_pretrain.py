@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from kosmos2_jax.config import preset
 from kosmos2_jax.data.data_config import DataConfig
+from kosmos2_jax.training.groups import ParameterGroup
 from kosmos2_jax.training.optimizer import OptimizerConfig
 from kosmos2_jax.training.run_config import InitFromConfig, RunConfig
 from kosmos2_jax.training.settings import to_config_dict
@@ -16,7 +17,14 @@ def get_config() -> ConfigDict:
     return to_config_dict(
         RunConfig(
             model=preset("kosmos1").replace(scan_layers=True, dtype="bfloat16"),
-            optimizer=OptimizerConfig(total_steps=300_000),
+            optimizer=OptimizerConfig(
+                total_steps=300_000,
+                # All of CLIP but its last layer is frozen.
+                groups={
+                    "vision": ParameterGroup(frozen=True),
+                    "vision_last_layer": ParameterGroup(),
+                },
+            ),
             data=DataConfig(
                 tasks="mixtures",
                 folder="data",

@@ -96,7 +96,11 @@ def _ask(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from kosmos2_jax.interop.convert import convert
 
-    options = {"tokenizer": args.tokenizer, "overwrite": args.overwrite}
+    options = {
+        "tokenizer": args.tokenizer,
+        "adapter": args.adapter,
+        "overwrite": args.overwrite,
+    }
     with _status(f"converting {args.source}"):
         done = convert(args.source, args.destination, args.to, **options)
     print(
@@ -327,6 +331,9 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="hf: for transformers; fairseq: kosmos-2.pt of the official code; orbax: ours",
     )  # fmt: skip
     parser.add_argument("--tokenizer", metavar="DIR", help="its files, if SRC lacks them")
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="LoRA adapter in peft's files, to be merged into the model"
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a checkpoint that is at DST"
     )

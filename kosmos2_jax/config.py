@@ -17,6 +17,13 @@ from kosmos2_jax.errors import ConfigError
 SINUSOIDAL = "sinusoidal"
 XPOS = "xpos"
 
+# What computes self-attention, see `kosmos2_jax.models.attention`.
+AUTO, XLA, SPLASH, TRITON, CUDNN = "auto", "xla", "splash", "triton", "cudnn"
+ATTENTIONS = (AUTO, XLA, SPLASH, TRITON, CUDNN)
+# What layers keep for the gradient, see `kosmos2_jax.models.layers.keep`.
+NONE, MINIMAL, ATTENTION, FULL = "none", "minimal", "attention", "full"
+REMATS = (NONE, MINIMAL, ATTENTION, FULL)
+
 # CLIP's normalisation of RGB values in 0..1 (HF `CLIPImageProcessor`).
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -68,6 +75,14 @@ class DecoderConfig:
     position: str = SINUSOIDAL
     dropout: float = 0.1  # embeddings, attention output, feed-forward output
     layer_norm_epsilon: float = 1e-5
+    # The table of embeddings is filled up to a multiple of it, so that a mesh divides it; these
+    # rows are zeros, never scored, and in no exported file.
+    vocab_multiple: int = 1
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table inside the model (65,536 with a multiple of 512)."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +95,11 @@ class Kosmos2Config:
       scan_layers: stack the parameters of like layers and scan over them; compiles faster,
         runs about 10% slower on CPU.
       dtype: dtype of activations; parameters are float32 always.
+      attention: what computes self-attention over whole rows, one of `ATTENTIONS`. "auto" takes
+        splash attention on TPU, kernels on GPU and XLA elsewhere.
+      remat: what layers compute again for the gradient instead of keeping it, one of `REMATS`
+        (t5x's names), from least to most: "none"; "minimal", all but the matrix products and
+        splash attention; "attention", all but splash attention; "full", everything.
     """
 
     vision: VisionConfig = VisionConfig()
@@ -88,6 +108,8 @@ class Kosmos2Config:
     grid_size: int = 32  # K2 section 2.1: 32 x 32 bins
     scan_layers: bool = False
     dtype: str = "float32"
+    attention: str = AUTO
+    remat: str = NONE
 
     def __post_init__(self) -> None:
         _check_config(self)
@@ -161,6 +183,16 @@ def _check_config(config: Kosmos2Config) -> None:
         raise ConfigError(
             f"decoder.position is {decoder.position!r}; it must be {SINUSOIDAL!r} or {XPOS!r}"
         )
+    if decoder.vocab_multiple < 1:
+        raise ConfigError(
+            f"decoder.vocab_multiple must be at least 1, not {decoder.vocab_multiple}"
+        )
+    for name, known in (("attention", ATTENTIONS), ("remat", REMATS)):
+        value = getattr(config, name)
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"unknown model.{name} {value!r}; {hint}")
     if decoder.hidden_size % 2 or (decoder.hidden_size // decoder.num_heads) % 2:
         raise ConfigError("decoder.hidden_size and the size of a head must be even")
 

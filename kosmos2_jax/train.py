@@ -10,26 +10,33 @@ Exit status: 0 when the run is finished; 1 for an error that a user can mend, to
 from __future__ import annotations
 
 import dataclasses
-import errno
-import math
+import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import optax
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
+from kosmos2_jax.data.packed_pipeline import PackedBatches
 from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
-from kosmos2_jax.errors import Kosmos2Error
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
-from kosmos2_jax.partitioning import batch_sharding, make_mesh
+from kosmos2_jax.interop.names import num_parameters
+from kosmos2_jax.models.lora import with_adapters
+from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
-from kosmos2_jax.training.meter import TrainingMeter
+from kosmos2_jax.training.environment import record_environment
+from kosmos2_jax.training.init_from import init_params
+from kosmos2_jax.training.loss_evaluation import LossEvaluation
+from kosmos2_jax.training.meter import TrainingMeter, progress
 from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.nonfinite import SkippedUpdates
 from kosmos2_jax.training.optimizer import make_optimizer, updates_made
 from kosmos2_jax.training.processes import (
+    DataShard,
     StopAgreement,
     data_shard,
     global_batch,
@@ -37,16 +44,26 @@ from kosmos2_jax.training.processes import (
     run_program,
     start_processes,
 )
+from kosmos2_jax.training.profiling import Profiler
+from kosmos2_jax.training.program import run_story
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.read_so_far import ReadSoFar
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.run_data import open_batches, prepare_data, with_vocabulary
 from kosmos2_jax.training.run_evaluation import Evaluation, generation_config
 from kosmos2_jax.training.settings import parse_command_line
-from kosmos2_jax.training.signals import EXIT_RESTART, Interrupted, StopRequest
-from kosmos2_jax.training.state import TrainState, create_state, state_shardings, warm_up
+from kosmos2_jax.training.signals import Interrupted, StopRequest
+from kosmos2_jax.training.state import (
+    TrainState,
+    create_state,
+    run_groups,
+    state_shardings,
+    warm_up,
+    with_params,
+)
 from kosmos2_jax.training.step import make_train_step
 from kosmos2_jax.training.task_evaluation import TaskResult
+from kosmos2_jax.training.task_ids import task_names, with_task_ids
 from kosmos2_jax.training.work_folder import record_run, save_model
 
 MODEL_FOLDER = "model"
@@ -71,9 +88,11 @@ class Trained:
 def train(run: RunConfig, workdir: Path) -> Trained:
     """Trains `run` in `workdir`, going on from its last whole checkpoint if there is one.
 
-    Leaves `run.json` (the resolved settings), `metrics.jsonl`, TensorBoard's files,
-    `checkpoints/`, and the trained model in our own checkpoint format, in `model/`; the best one
-    in `best/` if `run.evaluation.best_metric` says what is good.
+    Leaves `run.json` (the resolved settings), `environment.jsonl`, `metrics.jsonl`, TensorBoard's
+    files, `sheets/` of pictures, `checkpoints/`, and the trained model in our own checkpoint
+    format, in `model/`; the best one in `best/` if `run.evaluation.best_metric` says what is good.
+    With LoRA these models have the adapters added, which are also in `model_adapter/` and
+    `best_adapter/` alone, as peft's.
 
     Raises:
       ConfigError: the work folder holds a run with other settings, or no evaluation gives
@@ -84,8 +103,14 @@ def train(run: RunConfig, workdir: Path) -> Trained:
         processes. The update under way was finished and saved. At any other time the signals end
         the program as usual.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(run.mesh)
+    check_mesh(mesh, run.model, run.data.batch_size, run.micro_batches)
+    with jax.set_mesh(mesh):  # the model places its activations by it
+        return _train_on(mesh, run, workdir)
+
+
+def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
+    workdir.mkdir(parents=True, exist_ok=True)
     rows = batch_sharding(mesh)
     shard = data_shard(rows, run.data.batch_size)
 
@@ -93,11 +118,14 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     mixture, vocabulary = prepare_data(run, workdir)
     run = with_vocabulary(run, vocabulary)
     record_run(run, workdir)
+    record_environment(workdir)
     batches = open_batches(run, mixture, run.data.batch_size, shard, pack=run.data.pack)
 
     # Model, state, step
-    model = Kosmos2Model(run.model, generation_config(run), run.loss_chunk)
-    optimizer = make_optimizer(run.optimizer)
+    tasks = task_names(mixture)
+    model = Kosmos2Model(run.model, generation_config(run), run.loss_chunk, len(tasks))
+    groups = run_groups(run)
+    optimizer = make_optimizer(run.optimizer, groups)
     shardings = state_shardings(run, optimizer, mesh)
     checkpoints = RunCheckpoints(
         workdir / "checkpoints",
@@ -112,62 +140,34 @@ def train(run: RunConfig, workdir: Path) -> Trained:
         say(f"going on from update {done}")
     else:
         state = first_state(run, optimizer, shardings, vocabulary)
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    say(f"{size:,} parameters on {mesh.size} device(s)")
+    say(f"{num_parameters(run.model):,} parameters on {mesh.size} device(s)")
+    say(groups.table(run.optimizer.learning_rate, run.optimizer.weight_decay))
     train_step = make_train_step(
-        model.loss_fn, optimizer, shardings, rows, run.seed, run.micro_batches
+        with_adapters(model.loss_fn, run.lora),
+        optimizer,
+        shardings,
+        rows,
+        run.seed,
+        run.micro_batches,
+        groups,
+        run.ema_decay,
     )
 
     # Loop
-    log = MetricLog(workdir, done)
-    evaluation = Evaluation(run, model, vocabulary, log, checkpoints)
-    steps = run.optimizer.total_steps
-    if run.evaluation.due(done) and 0 < done < steps and not log.evaluated(done):
-        evaluation(done, state, run.evaluation.quick_examples)  # the run was stopped before it
+    log = MetricLog(workdir, done, run.wandb_project, dataclasses.asdict(run))
+    losses = LossEvaluation(run, model, rows, shard) if run.evaluation.loss_mixture else None
+    evaluation = Evaluation(run, model, vocabulary, log, checkpoints, workdir / "sheets", losses)
     skipped = SkippedUpdates(done - updates_made(state.opt_state), run.max_skipped_updates)
-    meter = TrainingMeter(run, skipped)
-    hidden = done == steps or not is_first()
-    bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
-    agree = StopAgreement()
-    with StopRequest() as stop:
-        for step in range(done + 1, steps + 1):
-            batch = next(batches)
-            state, metrics = train_step(state, global_batch(batch, rows))
-            stopping = agree(stop.signal)
-            meter.add(metrics)
-            bar.update()
-            last = step == steps
-            if step % run.log_every == 0 or last:
-                values = meter.read(step)
-                bar.set_postfix(loss=f"{values.get('train/loss', math.nan):.3f}")
-                read = ReadSoFar.of(batches, shard)
-                log.write(step, {**values, **read.figures(run, step)})
-                skipped.check(step, batch, workdir)
-                read.skips.check(run.data.max_skipped, MIN_EXAMPLES_TO_STOP)
-                checkpoints.check()
-            with meter.paused():
-                evaluating = run.evaluation.due(step) and not last
-                if (
-                    step % run.checkpoint_every == 0
-                    or last
-                    or (evaluating and evaluation.finds_best)
-                ):
-                    checkpoints.save(step, state, batches)
-                if evaluating and not stopping:
-                    evaluation(step, state, run.evaluation.quick_examples)
-            if stopping and not last:
-                checkpoints.save(step, state, batches)
-                checkpoints.close()
-                raise Interrupted(
-                    f"stopped by {stopping.name} after update {step}, which is saved; run the "
-                    "same command again to go on"
-                )
-    bar.close()
-    if done < steps:
-        say(f"read:\n{ReadSoFar.of(batches, shard).skips.report()}")
+    meter = TrainingMeter(run, skipped, groups, tasks)
+    loop = _Loop(
+        run, workdir, batches, tasks, rows, shard, train_step, checkpoints, log, evaluation, meter
+    )
+    state = loop(state, done)
     batches.close()
 
+    # What is left behind
     save_model(workdir / MODEL_FOLDER, run, vocabulary, state)
+    steps = run.optimizer.total_steps
     results = evaluation(steps, state, run.evaluation.examples)
     if evaluation.finds_best:
         best = checkpoints.best() or steps
@@ -180,14 +180,96 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     return Trained(run, workdir / MODEL_FOLDER, results)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """The updates of a run, and what is due between them; attributes are as in `_train_on`."""
+
+    run: RunConfig
+    workdir: Path
+    batches: PackedBatches
+    tasks: tuple[str, ...]
+    rows: NamedSharding
+    shard: DataShard
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    checkpoints: RunCheckpoints
+    log: MetricLog
+    evaluation: Evaluation
+    meter: TrainingMeter
+
+    def __call__(self, state: TrainState, done: int) -> TrainState:
+        """The state after the last update, from the one after `done` of them."""
+        run, steps = self.run, self.run.optimizer.total_steps
+        if run.evaluation.due(done) and 0 < done < steps and not self.log.evaluated(done):
+            # The run was stopped before it.
+            self.evaluation(done, state, run.evaluation.quick_examples)
+        hidden = done == steps or not is_first()
+        bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
+        agree, profiler = StopAgreement(), Profiler(self.workdir, run.profile_steps)
+        with StopRequest() as stop:
+            for step in range(done + 1, steps + 1):
+                with self.meter.waiting():
+                    batch = next(self.batches)
+                batch = with_task_ids(batch, self.batches.row_tasks(), self.tasks)
+                profiler.before(step)
+                state, metrics = self.train_step(state, global_batch(batch, self.rows))
+                profiler.after(step, metrics)
+                stopping = agree(stop.signal)
+                self.meter.add(metrics)
+                bar.update()
+                last = step == steps
+                if step % run.log_every == 0 or last:
+                    values = self.meter.read(step)
+                    bar.set_postfix(progress(values))
+                    self._report(step, values)
+                    self.meter.skipped.check(step, batch, self.workdir)
+                with self.meter.paused():
+                    self._between(step, state, stopping)
+        bar.close()
+        if done < steps:
+            say(f"read:\n{ReadSoFar.of(self.batches, self.shard).skips.report()}")
+        return state
+
+    def _report(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes metrics, and stops the run where the data or the disk fail it."""
+        read = ReadSoFar.of(self.batches, self.shard)
+        self.log.write(step, {**values, **read.figures(self.run, step)})
+        read.skips.check(self.run.data.max_skipped, MIN_EXAMPLES_TO_STOP)
+        self.checkpoints.check()
+
+    def _between(self, step: int, state: TrainState, stopping: signal.Signals | None) -> None:
+        """Saves and evaluates after an update where it is time to.
+
+        Raises:
+          Interrupted: the run is to stop.
+        """
+        run, last = self.run, step == self.run.optimizer.total_steps
+        evaluating = run.evaluation.due(step) and not last
+        finding = evaluating and self.evaluation.finds_best
+        if step % run.checkpoint_every == 0 or last or finding:
+            self.checkpoints.save(step, state, self.batches)
+        if evaluating and not stopping:
+            self.evaluation(step, state, run.evaluation.quick_examples)
+        if stopping and not last:
+            self.checkpoints.save(step, state, self.batches)
+            self.checkpoints.close()
+            raise Interrupted(
+                f"stopped by {stopping.name} after update {step}, which is saved; run the same "
+                "command again to go on"
+            )
+
+
 def first_state(
     run: RunConfig,
     optimizer: optax.GradientTransformation,
     shardings: TrainState,
     vocabulary: Kosmos2Vocabulary,
 ) -> TrainState:
-    """The state that a run begins with."""
+    """The state that a run begins with: initial values, a checkpoint's, or a warm start's."""
     state = create_state(run, optimizer, shardings)
+    if run.init_from.path:
+        params, report = init_params(state.params, run.model, vocabulary, run.init_from)
+        say(f"{report}")
+        state = with_params(run, state, params)
     if run.warm_start.steps:
         first = run.warm_start
         lessons = open_batches(run, first.task, first.batch_size, pack=False)
@@ -198,31 +280,14 @@ def first_state(
 
 def main() -> int:
     """Runs the command line; errors a user can mend are one line. Gives the exit status."""
-    debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    try:
+
+    def story() -> None:
         command = parse_command_line(sys.argv)
         if command.processes:
             start_processes(command.processes)
         train(command.run, command.workdir)
-    except Kosmos2Error as error:
-        if debug:
-            raise
-        print(f"kosmos2_jax.train: error: {error}", file=sys.stderr)
-        return 1
-    except Interrupted as stop:
-        print(f"kosmos2_jax.train: {stop}", file=sys.stderr)
-        return EXIT_RESTART
-    except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(
-            f"kosmos2_jax.train: error: {error}; make room on the disk and run the same command "
-            "again",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+
+    return run_story("kosmos2_jax.train", story)
 
 
 if __name__ == "__main__":

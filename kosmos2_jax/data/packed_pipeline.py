@@ -323,7 +323,7 @@ def packed_batches(
     image_size: int,
     pad_id: int = 1,
     pack: bool = True,
-    open_rows: int = 8,
+    open_rows: int = 4,
     image_mode: str = CROP,
     split: str = "train",
     shuffle: bool = True,

@@ -15,6 +15,7 @@ from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.interop.names import HUGGING_FACE, Entry, check_listing
 
 _LAYER = re.compile(r"layers_(\d+)")
+_EMBEDDING = "decoder/token_embedding"
 
 
 class LazyParams(Mapping[str, np.ndarray]):
@@ -108,15 +109,38 @@ def unstack_layers(params: Mapping[str, Any], config: Kosmos2Config) -> dict[str
     return unstacked
 
 
+def unpadded(config: Kosmos2Config) -> Kosmos2Config:
+    """The architecture as files describe it: padding the vocabulary is a matter of the mesh."""
+    return config.replace(decoder={"vocab_multiple": 1})
+
+
+def pad_vocabulary(params: Mapping[str, Any], config: Kosmos2Config) -> dict[str, Any]:
+    """Adds the rows of zeros that `config.decoder.vocab_multiple` asks for; files have none.
+
+    Args:
+      params: nested dicts, as `load` gives them.
+      config: of the model that is to take them.
+    """
+    decoder = dict(params["decoder"])
+    table = np.asarray(decoder["token_embedding"])
+    missing = config.decoder.padded_vocab_size - len(table)
+    decoder["token_embedding"] = np.pad(table, ((0, missing), (0, 0)))
+    return {**params, "decoder": decoder}
+
+
 def check_params(params: Mapping[str, Any], config: Kosmos2Config) -> Mapping[str, Any]:
-    """The flat, unstacked parameters of a model, after comparing them with its config.
+    """The flat, unstacked parameters of a model as files hold them, compared with its config.
+
+    The vocabulary's padding is left out, if there is any.
 
     Raises:
       CheckpointError: missing, extra or misshapen parameters, the first 20 by name.
     """
     if isinstance(params, LazyParams):
         return params  # compared with the config when their file was opened
-    flat = flatten(unstack_layers(params, config))
+    flat = dict(flatten(unstack_layers(params, config)))
+    if len(flat.get(_EMBEDDING, ())) == config.decoder.padded_vocab_size:
+        flat[_EMBEDDING] = flat[_EMBEDDING][: config.decoder.vocab_size]
     check_shapes({path: leaf.shape for path, leaf in flat.items()}, config, "the model given")
     return flat
 

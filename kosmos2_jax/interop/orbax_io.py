@@ -18,7 +18,7 @@ from kosmos2_jax.interop.checkpoint import (
     check_vocabulary,
 )
 from kosmos2_jax.interop.files import KOSMOS2_JSON, new_folder, read_json, write_json
-from kosmos2_jax.interop.layout import check_params, check_shapes, flatten, nest
+from kosmos2_jax.interop.layout import check_params, check_shapes, flatten, nest, unpadded
 from kosmos2_jax.interop.tokenizer_files import find_vocabulary, write_sentencepiece
 
 FORMAT = 1
@@ -62,7 +62,7 @@ def save_folder(
     tree = nest(check_params(params, config))
     description = {
         "format": FORMAT,
-        "config": config.to_dict(),
+        "config": unpadded(config).to_dict(),
         "generation": dict(generation),
         "source": (source or Source()).to_dict(),
     }

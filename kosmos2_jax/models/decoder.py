@@ -1,6 +1,7 @@
 """The Magneto (sub-LN) decoder (spec 1.4) with a functional key-value cache.
 
-Letters: B batch, L tokens, T cache slots, E hidden size, H heads, D size of a head, V vocabulary.
+Letters: B batch, L tokens, T cache slots, E hidden size, H heads, D size of a head, V vocabulary
+(padded, see `DecoderConfig.vocab_multiple`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kosmos2_jax.config import SINUSOIDAL, XPOS, DecoderConfig
+from kosmos2_jax.config import AUTO, NONE, SINUSOIDAL, XPOS, DecoderConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import magneto_gain
 from kosmos2_jax.models.layers import Linear, gelu, layer_norm, run_layers
 from kosmos2_jax.models.losses import tied_logits
 from kosmos2_jax.models.positions import apply_xpos, sinusoidal_embedding
+from kosmos2_jax.partitioning import constrain
 
 
 class LayerCache(NamedTuple):
@@ -50,13 +52,15 @@ class Context(NamedTuple):
 
     Attributes:
       positions: 0-based index of each token in its example.
-      mask: True where a token may look: [B, L, L], or [B, L, T] with a cache.
-      slots: cache slot of each token; None without a cache.
+      segment_ids: without a cache, example of each token: it sees the earlier ones of its own.
+      mask: with a cache, True where a token may look.
+      slots: with a cache, slot of each token in it.
     """
 
     positions: Int[Array, "B L"]
-    mask: Bool[Array, "B L K"]
-    slots: Int[Array, "B L"] | None
+    segment_ids: Int[Array, "B L"] | None = None
+    mask: Bool[Array, "B L T"] | None = None
+    slots: Int[Array, "B L"] | None = None
 
 
 class DecoderAttention(nn.Module):
@@ -64,6 +68,7 @@ class DecoderAttention(nn.Module):
 
     config: DecoderConfig
     dtype: jnp.dtype
+    implementation: str = AUTO
 
     @nn.compact
     def __call__(
@@ -76,7 +81,8 @@ class DecoderAttention(nn.Module):
             y = Linear(
                 config.hidden_size, ("embed", "heads"), gain=gain, dtype=self.dtype, name=name
             )(x)
-            return y.reshape(*y.shape[:2], config.num_heads, -1)
+            y = y.reshape(*y.shape[:2], config.num_heads, -1)
+            return constrain(y, ("batch", None, "heads", None))
 
         query, key, value = project("query"), project("key"), project("value", gain)
         if config.position == XPOS:
@@ -89,7 +95,16 @@ class DecoderAttention(nn.Module):
                 cache.value.at[rows, context.slots].set(value.astype(cache.value.dtype)),
             )
             key, value = cache
-        mixed = attend(query, key, value, context.mask)
+        mixed = attend(
+            query,
+            key,
+            value,
+            context.mask,
+            segment_ids=context.segment_ids,
+            causal=cache is None,
+            implementation=self.implementation,
+        )
+        mixed = constrain(mixed, ("batch", None, "heads"))
         norm = layer_norm("inner_norm", "heads", config.layer_norm_epsilon, self.dtype)
         out = Linear(
             config.hidden_size, ("heads", "embed"), gain=gain, dtype=self.dtype, name="out"
@@ -108,6 +123,7 @@ class DecoderMlp(nn.Module):
         config = self.config
         gain, axes = magneto_gain(config.num_layers), ("embed", "mlp")
         hidden = Linear(config.mlp_dim, axes, gain=gain, dtype=self.dtype, name="up")(x)
+        hidden = constrain(hidden, ("batch", None, "mlp"))
         hidden = gelu(hidden.astype(jnp.float32)).astype(self.dtype)
         hidden = layer_norm("norm", "mlp", config.layer_norm_epsilon, self.dtype)(hidden)
         return Linear(x.shape[-1], axes[::-1], gain=gain, dtype=self.dtype, name="down")(hidden)
@@ -119,6 +135,7 @@ class DecoderLayer(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype
     deterministic: bool
+    attention: str = AUTO
 
     @nn.compact
     def __call__(
@@ -127,14 +144,14 @@ class DecoderLayer(nn.Module):
         epsilon = self.config.layer_norm_epsilon
         dropout = nn.Dropout(self.config.dropout, deterministic=self.deterministic)
         norm = layer_norm("attention_norm", "embed", epsilon, self.dtype)
-        attention = DecoderAttention(self.config, self.dtype, name="attention")
+        attention = DecoderAttention(self.config, self.dtype, self.attention, name="attention")
         with jax.named_scope("attention"):
             mixed, cache = attention(norm(x), cache, context)
-        x = x + dropout(mixed)
+        x = constrain(x + dropout(mixed), ("batch", None, None))
         norm = layer_norm("mlp_norm", "embed", epsilon, self.dtype)
         with jax.named_scope("mlp"):
             x = x + dropout(DecoderMlp(self.config, self.dtype, name="mlp")(norm(x)))
-        return x, cache
+        return constrain(x, ("batch", None, None)), cache
 
 
 class Decoder(nn.Module):
@@ -143,22 +160,27 @@ class Decoder(nn.Module):
     config: DecoderConfig
     scan_layers: bool = False
     dtype: jnp.dtype = jnp.float32
+    attention: str = AUTO
+    remat: str = NONE
 
     def setup(self) -> None:
         config = self.config
         # Initial values N(0, 1/E), the pad row (id 1) zero, as fairseq's Embedding.
         normal = nn.initializers.normal(config.hidden_size**-0.5)
+
+        def create(*args) -> Float[Array, "V E"]:
+            return normal(*args).at[1].set(0.0).at[config.vocab_size :].set(0.0)
+
         self.token_embedding = self.param(
             "token_embedding",
-            nn.with_logical_partitioning(
-                lambda *args: normal(*args).at[1].set(0.0), ("vocab", "embed")
-            ),
-            (config.vocab_size, config.hidden_size),
+            nn.with_logical_partitioning(create, ("vocab", "embed")),
+            (config.padded_vocab_size, config.hidden_size),
         )
 
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L E"]:
         """Unscaled rows of the embedding table."""
-        return jnp.take(self.token_embedding, tokens, axis=0).astype(self.dtype)
+        rows = jnp.take(self.token_embedding, tokens, axis=0).astype(self.dtype)
+        return constrain(rows, ("batch", None, None))
 
     @nn.compact
     def __call__(
@@ -174,7 +196,7 @@ class Decoder(nn.Module):
         Args:
           embeddings: unscaled token or picture vectors; scaled by sqrt(E) here, pictures too
             (trap T-03).
-          context: positions, mask and cache slots.
+          context: positions, and what each token may see.
           cache: keys and values of earlier tokens.
           deterministic: no dropout.
         """
@@ -185,9 +207,10 @@ class Decoder(nn.Module):
             x = x + positions.astype(self.dtype)
         x = nn.Dropout(config.dropout, deterministic=deterministic)(x)
         x, cache = run_layers(
-            lambda name: DecoderLayer(config, self.dtype, deterministic, name=name),
+            lambda name: DecoderLayer(config, self.dtype, deterministic, self.attention, name=name),
             config.num_layers,
             self.scan_layers,
+            self.remat,
             x,
             cache,
             context,
@@ -197,4 +220,4 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "B L E"]) -> Float[Array, "B L V"]:
         """Scores over the vocabulary, see `kosmos2_jax.models.losses.tied_logits`."""
-        return tied_logits(hidden, self.token_embedding)
+        return tied_logits(hidden, self.token_embedding, self.config.vocab_size)

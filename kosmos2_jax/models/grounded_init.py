@@ -114,7 +114,8 @@ def ground(
     resampler = _place_latents(params["resampler"], config, keys[1], states)
     axes = _axis_codes(keys[3], config.grid_size, size)
     decoder = _place_locations(params["decoder"], axes, first_location)
-    table = np.asarray(decoder["token_embedding"], np.float64)
+    # Without padding of the vocabulary, which nothing says.
+    table = np.asarray(decoder["token_embedding"], np.float64)[: config.decoder.vocab_size]
     wanted = _sayings(heads, table, axes, turn, keys[2])
     resampler = _say(resampler, config, keys[2], states, wanted)
     return {**params, "resampler": resampler, "decoder": _match(decoder, turn)}

@@ -1,7 +1,8 @@
 """Kosmos-2: vision tower, resampler and decoder, with pictures spliced into the text (spec 1.1).
 
 Letters: B batch, L tokens, N pictures a row, S pixels a side, P soft tokens of a row's pictures
-(N times the number of latents), E hidden size of the decoder, V vocabulary.
+(N times the number of latents), E hidden size of the decoder, V vocabulary (padded, see
+`kosmos2_jax.config.DecoderConfig.vocab_multiple`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from kosmos2_jax.config import IMAGE_MEAN, IMAGE_STD, Kosmos2Config
-from kosmos2_jax.models.attention import cache_mask, causal_mask
+from kosmos2_jax.models.attention import cache_mask
 from kosmos2_jax.models.decoder import Cache, Context, Decoder, LayerCache
 from kosmos2_jax.models.resampler import Resampler
 from kosmos2_jax.models.vision_transformer import VisionTransformer
+from kosmos2_jax.partitioning import constrain
 
 
 def normalize_images(
@@ -38,11 +40,12 @@ class Kosmos2(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        self.vision = VisionTransformer(config.vision, config.scan_layers, dtype)
+        layers = (config.scan_layers, dtype, config.attention, config.remat)
+        self.vision = VisionTransformer(config.vision, *layers)
         self.resampler = Resampler(
             config.resampler, config.decoder.hidden_size, config.decoder.num_heads, dtype
         )
-        self.decoder = Decoder(config.decoder, config.scan_layers, dtype)
+        self.decoder = Decoder(config.decoder, *layers)
 
     def encode_images(self, images: Array, *, deterministic: bool = True) -> Float[Array, "B P E"]:
         """Soft tokens of every picture of a row, in order.
@@ -53,11 +56,12 @@ class Kosmos2(nn.Module):
         """
         batch, number = images.shape[:2]
         flat = normalize_images(images.reshape(batch * number, *images.shape[2:]))
+        flat = constrain(flat, ("batch", None, None, None))
         with jax.named_scope("vision"):
             features = self.vision(flat)
         with jax.named_scope("resampler"):
             soft = self.resampler(features, deterministic=deterministic)
-        return soft.reshape(batch, -1, soft.shape[-1])
+        return constrain(soft.reshape(batch, -1, soft.shape[-1]), ("batch", None, None))
 
     def embed(
         self,
@@ -74,10 +78,13 @@ class Kosmos2(nn.Module):
             return x
         index = jnp.clip(image_slots, 0)[..., None]
         pictures = jnp.take_along_axis(soft_tokens.astype(x.dtype), index, axis=1)
-        return jnp.where(image_slots[..., None] >= 0, pictures, x)
+        return constrain(jnp.where(image_slots[..., None] >= 0, pictures, x), ("batch", None, None))
 
     def __call__(self, *features: Any, **settings: Any) -> Float[Array, "B L V"]:
-        """Scores of the next token at every position, float32; arguments as of `hidden`."""
+        """Scores of the next token at every position, float32; arguments as of `hidden`.
+
+        Those of the vocabulary's padding are -inf.
+        """
         return self.logits(self.hidden(*features, **settings))
 
     def hidden(
@@ -104,7 +111,7 @@ class Kosmos2(nn.Module):
         if images is not None and images.shape[1]:
             soft = self.encode_images(images, deterministic=deterministic)
         x = self.embed(tokens, soft, image_slots)
-        context = Context(positions, causal_mask(segment_ids), None)
+        context = Context(positions, segment_ids)
         with jax.named_scope("decoder"):
             hidden, _ = self.decoder(x, context, deterministic=deterministic)
         return hidden
@@ -124,10 +131,11 @@ class Kosmos2(nn.Module):
         """
         length = (cache.key if isinstance(cache, LayerCache) else cache[0].key).shape[-3]
         x = self.embed(tokens, soft_tokens, image_slots)
-        return self.decoder(x, Context(slots, cache_mask(slots, length), slots), cache)
+        context = Context(slots, mask=cache_mask(slots, length), slots=slots)
+        return self.decoder(x, context, cache)
 
     def logits(self, hidden: Float[Array, "B L E"]) -> Float[Array, "B L V"]:
-        """Scores over the vocabulary, float32."""
+        """Scores over the vocabulary, float32, -inf where it is padding."""
         return self.decoder.logits(hidden)
 
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
+from kosmos2_jax.config import ATTENTION, FULL, MINIMAL, NONE
+from kosmos2_jax.models.attention_kernels import ATTENTION_OUTPUT
 from kosmos2_jax.models.initializers import torch_linear
 
 
@@ -28,7 +30,7 @@ class Linear(nn.Module):
     """
 
     features: int
-    axes: tuple[str, str]
+    axes: tuple[str | None, str | None]
     gain: float = 1.0
     kernel_init: Initializer | None = None
     bias_init: Initializer | None = None
@@ -74,10 +76,27 @@ def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def keep(remat: str) -> Callable[..., Any]:
+    """What a layer keeps for the gradient, as a policy of `jax.checkpoint`; the rest is recomputed.
+
+    Args:
+      remat: one of `kosmos2_jax.config.REMATS` but "none".
+    """
+    policies = jax.checkpoint_policies
+    attention = policies.save_only_these_names(ATTENTION_OUTPUT)
+    products = policies.dots_with_no_batch_dims_saveable  # those with weights, not attention's
+    return {
+        MINIMAL: policies.save_from_both_policies(products, attention),
+        ATTENTION: attention,
+        FULL: policies.nothing_saveable,
+    }[remat]
+
+
 def run_layers(
     make_layer: Callable[[str], nn.Module],
     num_layers: int,
     scan: bool,
+    remat: str,
     x: Array,
     cache: Any,
     *shared: Any,
@@ -88,6 +107,7 @@ def run_layers(
       make_layer: builds the layer of that name inside the calling module.
       num_layers: how many.
       scan: one traced layer over stacked parameters `layers` instead of `layers_0`, `layers_1`, …
+      remat: what to recompute for the gradient, one of `kosmos2_jax.config.REMATS`.
       x: input of the first layer.
       cache: None, or the layers' caches: a tuple (unrolled), or one tree with a leading layer axis
         (scanned).
@@ -96,14 +116,22 @@ def run_layers(
     Returns:
       The last layer's output and the new caches in the same form.
     """
+
+    def call(layer: nn.Module, *args: Any) -> tuple[Array, Any]:
+        return layer(*args)
+
+    if remat != NONE and cache is None:  # whoever has a cache takes no gradient
+        # A scan keeps the compiler from merging both computations, and needs no other barrier.
+        call = nn.remat(call, prevent_cse=not scan, policy=keep(remat))
     if not scan:
         caches = []
         for i in range(num_layers):
-            x, new = make_layer(f"layers_{i}")(x, None if cache is None else cache[i], *shared)
+            layer, its_cache = make_layer(f"layers_{i}"), None if cache is None else cache[i]
+            x, new = call(layer, x, its_cache, *shared)
             caches.append(new)
         return x, None if cache is None else tuple(caches)
     body = nn.scan(
-        lambda layer, carry, c, *rest: layer(carry, c, *rest),
+        call,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0,) + (nn.broadcast,) * len(shared),

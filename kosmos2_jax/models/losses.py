@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from kosmos2_jax.partitioning import constrain
+
 
 def token_losses(logits: Float[Array, "B L V"], targets: Int[Array, "B L"]) -> Float[Array, "B L"]:
     """Negative log-likelihood of each target, float32, in nats."""
@@ -34,6 +36,7 @@ def score_targets(
     table: Float[Array | np.ndarray, "V E"],
     targets: Int[Array, "B L"],
     chunk: int = 0,
+    vocab_size: int | None = None,
 ) -> TargetScores:
     """Scores targets under the tied head, without ever holding the logits of all tokens.
 
@@ -44,10 +47,11 @@ def score_targets(
       table: of token embeddings.
       targets: token ids.
       chunk: tokens of a row at a time; 0 for all.
+      vocab_size: see `tied_logits`.
     """
     length = targets.shape[1]
     if not 0 < chunk < length:
-        return _score(hidden, table, targets)
+        return _score(hidden, table, targets, vocab_size)
     missing = -length % chunk
 
     def split(x: Array) -> Array:
@@ -55,7 +59,7 @@ def score_targets(
         return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
     def score(part: tuple[Array, Array]) -> TargetScores:
-        return _score(part[0], table, part[1])
+        return _score(part[0], table, part[1], vocab_size)
 
     parts = jax.lax.map(jax.checkpoint(score), (split(hidden), split(targets)))
     return jax.tree.map(
@@ -68,8 +72,9 @@ def _score(
     hidden: Float[Array, "B L E"],
     table: Float[Array | np.ndarray, "V E"],
     targets: Int[Array, "B L"],
+    vocab_size: int | None,
 ) -> TargetScores:
-    logits = tied_logits(hidden, table)
+    logits = tied_logits(hidden, table, vocab_size)
     # Comparing with the maximum is several times as fast on CPU as an argmax.
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     best = jax.lax.stop_gradient(chosen >= jnp.max(logits, axis=-1))
@@ -77,11 +82,24 @@ def _score(
 
 
 def tied_logits(
-    hidden: Float[Array, "B L E"], table: Float[Array | np.ndarray, "V E"]
+    hidden: Float[Array, "B L E"],
+    table: Float[Array | np.ndarray, "V E"],
+    vocab_size: int | None = None,
 ) -> Float[Array, "B L V"]:
-    """Scores over the vocabulary, float32: the tied table, no bias, no scale (trap T-10)."""
+    """Scores over the vocabulary, float32: the tied table, no bias, no scale (trap T-10).
+
+    Args:
+      hidden: final states of the decoder.
+      table: of token embeddings, with any padding of the vocabulary.
+      vocab_size: rows that are tokens; scores of those behind them, the vocabulary's padding, are
+        -inf. None for all.
+    """
     with jax.named_scope("head"):
-        return jnp.einsum("BLE,VE->BLV", hidden, table.astype(hidden.dtype)).astype(jnp.float32)
+        logits = jnp.einsum("BLE,VE->BLV", hidden, table.astype(hidden.dtype))
+        logits = constrain(logits, ("batch", None, "vocab")).astype(jnp.float32)
+        if vocab_size in (None, table.shape[0]):
+            return logits
+        return jnp.where(jnp.arange(table.shape[0]) < vocab_size, logits, -jnp.inf)
 
 
 def weighted_sums(

@@ -12,6 +12,7 @@ from kosmos2_jax.config import ResamplerConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import xavier_uniform
 from kosmos2_jax.models.layers import Linear
+from kosmos2_jax.partitioning import constrain
 
 
 class ResamplerAttention(nn.Module):
@@ -38,7 +39,8 @@ class ResamplerAttention(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )(x)
-            return y.reshape(*y.shape[:2], self.num_heads, -1)
+            y = y.reshape(*y.shape[:2], self.num_heads, -1)
+            return constrain(y, ("batch", None, "heads", None))
 
         mixed = attend(
             project("query", latents),
@@ -84,9 +86,10 @@ class Resampler(nn.Module):
             ),
             (self.config.num_latents, self.embed_dim),
         )
-        projected = Linear(
-            self.embed_dim, ("vision_embed", "embed"), dtype=self.dtype, name="projection"
-        )(features)
+        # Both widths are cut over the same devices, so that only one can be.
+        projected = Linear(self.embed_dim, (None, "embed"), dtype=self.dtype, name="projection")(
+            features
+        )
         queries = jnp.broadcast_to(latents.astype(self.dtype), (features.shape[0], *latents.shape))
         keys = jnp.concatenate([projected, queries], axis=1)
         attention = ResamplerAttention(

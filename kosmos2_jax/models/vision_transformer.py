@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kosmos2_jax.config import VisionConfig
+from kosmos2_jax.config import AUTO, NONE, VisionConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import torch_linear
 from kosmos2_jax.models.layers import Linear, layer_norm, quick_gelu, run_layers
+from kosmos2_jax.partitioning import constrain
 
 
 class VisionAttention(nn.Module):
@@ -21,6 +22,7 @@ class VisionAttention(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype
+    implementation: str = AUTO
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -30,9 +32,15 @@ class VisionAttention(nn.Module):
             y = Linear(x.shape[-1], ("vision_embed", "vision_heads"), dtype=self.dtype, name=name)(
                 x
             )
-            return y.reshape(*y.shape[:2], heads, -1)
+            y = y.reshape(*y.shape[:2], heads, -1)
+            return constrain(y, ("batch", None, "vision_heads", None))
 
-        mixed = attend(project("query"), project("key"), project("value"))
+        mixed = attend(
+            project("query"),
+            project("key"),
+            project("value"),
+            implementation=self.implementation,
+        )
         return Linear(x.shape[-1], ("vision_heads", "vision_embed"), dtype=self.dtype, name="out")(
             mixed
         )
@@ -47,7 +55,8 @@ class VisionMlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         axes = ("vision_embed", "vision_mlp")
-        hidden = quick_gelu(Linear(self.config.mlp_dim, axes, dtype=self.dtype, name="up")(x))
+        hidden = Linear(self.config.mlp_dim, axes, dtype=self.dtype, name="up")(x)
+        hidden = quick_gelu(constrain(hidden, ("batch", None, "vision_mlp")))
         return Linear(x.shape[-1], axes[::-1], dtype=self.dtype, name="down")(hidden)
 
 
@@ -56,15 +65,17 @@ class VisionLayer(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype
+    attention: str = AUTO
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], cache: None) -> tuple[Float[Array, "B T D"], None]:
         epsilon = self.config.layer_norm_epsilon
         norm = layer_norm("attention_norm", "vision_embed", epsilon, self.dtype)
-        x = x + VisionAttention(self.config, self.dtype, name="attention")(norm(x))
+        attention = VisionAttention(self.config, self.dtype, self.attention, name="attention")
+        x = constrain(x + attention(norm(x)), ("batch", None, None))
         norm = layer_norm("mlp_norm", "vision_embed", epsilon, self.dtype)
         x = x + VisionMlp(self.config, self.dtype, name="mlp")(norm(x))
-        return x, cache
+        return constrain(x, ("batch", None, None)), cache
 
 
 class PatchEmbedding(nn.Module):
@@ -94,6 +105,8 @@ class VisionTransformer(nn.Module):
     config: VisionConfig
     scan_layers: bool = False
     dtype: jnp.dtype = jnp.float32
+    attention: str = AUTO
+    remat: str = NONE
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B S S 3"]) -> Float[Array, "B T D"]:
@@ -123,9 +136,10 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([first, x], axis=1) + positions.astype(self.dtype)
         x = layer_norm("pre_norm", "vision_embed", config.layer_norm_epsilon, self.dtype)(x)
         x, _ = run_layers(
-            lambda name: VisionLayer(config, self.dtype, name=name),
+            lambda name: VisionLayer(config, self.dtype, self.attention, name=name),
             config.num_layers,
             self.scan_layers,
+            self.remat,
             x,
             None,
         )

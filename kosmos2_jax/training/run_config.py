@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.models.lora import LoraConfig
 from kosmos2_jax.training.optimizer import OptimizerConfig
 
 
@@ -27,6 +28,10 @@ class EvaluationConfig:
         best is kept beside the latest, and its model exported as `best` at the end. Empty for
         none.
       best_mode: "max" or "min", which values of it are good.
+      loss_mixture: mixture or task whose targets are predicted one by one, for "loss", "accuracy"
+        and their kinds; empty for none.
+      loss_split: which split of it; tasks without it are left out.
+      loss_rows: rows of it, the first ones.
     """
 
     tasks: tuple[str, ...] = ()
@@ -37,19 +42,29 @@ class EvaluationConfig:
     max_new_tokens: int = 16
     best_metric: str = ""
     best_mode: str = "max"
+    loss_mixture: str = ""
+    loss_split: str = "validation"
+    loss_rows: int = 256
 
     def __post_init__(self) -> None:
         if self.best_mode not in ("max", "min"):
             raise ConfigError(f"evaluation.best_mode must be max or min, not {self.best_mode!r}")
-        if self.best_metric and not (self.tasks and self.every):
+        if self.best_metric and not (self.measures and self.every):
             raise ConfigError(
-                f"evaluation.best_metric {self.best_metric!r} needs evaluation.tasks, and "
-                "evaluation.every above 0"
+                f"evaluation.best_metric {self.best_metric!r} needs evaluation.tasks or "
+                "evaluation.loss_mixture, and evaluation.every above 0"
             )
+        if self.loss_rows < 1:
+            raise ConfigError(f"evaluation.loss_rows must be at least 1, not {self.loss_rows}")
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.tasks or self.loss_mixture)
 
     def due(self, step: int) -> bool:
         """Whether there is an evaluation after update `step`, unless it is the last one."""
-        return bool(self.tasks and self.every) and step % self.every == 0
+        return bool(self.measures and self.every) and step % self.every == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +129,10 @@ class RunConfig:
       seed: of initial values, dropout and the order of the data.
       init_from: a checkpoint to begin with.
       warm_start: a first training of the vision tower, where there is no checkpoint.
+      lora: adapters of linear layers, which are then all that is trained.
+      ema_decay: after each update, the average of the trained parameters becomes `ema_decay` times
+        itself plus the rest of the new ones; it begins as the initial values. Evaluation and the
+        exported model use it. 0 for no average.
       micro_batches: parts that a batch is worked through in, one after the other; the loss stays
         the mean over all tokens of the update.
       loss_chunk: tokens of a row whose logits are held at a time; 0 for all. Saves memory where
@@ -123,6 +142,9 @@ class RunConfig:
       keep_checkpoints: how many of the latest stay.
       max_skipped_updates: so many updates in a row whose loss or gradient is not finite stop the
         run; noticed when metrics are written, every `log_every` updates.
+      profile_steps: first and last update of a trace in `profile/` of the work folder; empty for
+        none.
+      wandb_project: of Weights & Biases, which gets the metrics too; empty for none.
       no_repeat_ngram_size: of the generation settings stored with the model; 0 for none.
     """
 
@@ -134,12 +156,16 @@ class RunConfig:
     seed: int = 0
     init_from: InitFromConfig = InitFromConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
+    lora: LoraConfig = LoraConfig()
+    ema_decay: float = 0.0
     micro_batches: int = 1
     loss_chunk: int = 0
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     max_skipped_updates: int = 10
+    profile_steps: tuple[int, ...] = ()
+    wandb_project: str = ""
     no_repeat_ngram_size: int = 3
 
     def __post_init__(self) -> None:
@@ -156,6 +182,18 @@ class RunConfig:
             raise ConfigError(
                 "init_from.path and warm_start.steps exclude each other: a checkpoint has a "
                 "trained vision tower already"
+            )
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(f"ema_decay must be from 0 to below 1, not {self.ema_decay}")
+        if self.lora.rank and self.warm_start.steps:
+            raise ConfigError(
+                "lora.rank keeps the values that a model has, and warm_start.steps makes new ones; "
+                "set one of them to 0"
+            )
+        steps = tuple(self.profile_steps)
+        if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
+            raise ConfigError(
+                f"profile_steps must be empty or the first and the last update, not {steps}"
             )
         if self.data.batch_size % self.micro_batches:
             raise ConfigError(

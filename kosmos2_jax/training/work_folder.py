@@ -14,9 +14,10 @@ from kosmos2_jax.interop.checkpoint import NO_REPEAT_NGRAM_SIZE
 from kosmos2_jax.interop.files import new_file
 from kosmos2_jax.interop.layout import unstack_layers
 from kosmos2_jax.interop.orbax_io import save_folder
+from kosmos2_jax.interop.peft import write_adapter
 from kosmos2_jax.training.processes import first_does, host_values
 from kosmos2_jax.training.run_config import RunConfig
-from kosmos2_jax.training.state import TrainState
+from kosmos2_jax.training.state import TrainState, averaged_params, model_params
 
 RUN_JSON = "run.json"
 
@@ -58,10 +59,16 @@ def save_model(
 ) -> None:
     """Writes the model of a state in our own checkpoint format, in place of an older one.
 
-    Every process gathers all parameters, for which its host needs 4 bytes each; process 0 writes.
+    With LoRA the adapters are added to the model; alone they come beside it, in a folder whose name
+    ends in `_adapter`. Every process gathers all parameters, for which its host needs 4 bytes each;
+    process 0 writes.
     """
-    params = unstack_layers(host_values(state.params), run.model)
+    params = unstack_layers(host_values(model_params(run, state)), run.model)
     generation = {NO_REPEAT_NGRAM_SIZE: run.no_repeat_ngram_size}
     first_does(
         lambda: save_folder(folder, params, run.model, vocabulary, generation, overwrite=True)
     )
+    if run.lora.rank:
+        adapter = folder.with_name(f"{folder.name}_adapter")
+        averaged = host_values(averaged_params(run, state))
+        first_does(lambda: write_adapter(adapter, averaged, run.model, run.lora, overwrite=True))

@@ -17,7 +17,6 @@ import optax
 import pytest
 
 from kosmos2_jax.config import DecoderConfig, preset
-from kosmos2_jax.models.attention import causal_mask
 from kosmos2_jax.models.decoder import Context, Decoder
 from kosmos2_jax.models.losses import token_losses
 from kosmos2_jax.models.positions import apply_xpos
@@ -96,7 +95,7 @@ def losses_by_place(position: str, steps: int = 300, rows: int = 16) -> np.ndarr
 
     def run(decoder: Decoder, tokens: jax.Array) -> jax.Array:
         ones = jnp.ones_like(tokens)
-        context = Context(jnp.cumsum(ones, axis=1) - 1, causal_mask(ones), None)
+        context = Context(jnp.cumsum(ones, axis=1) - 1, ones)
         hidden, _ = decoder(decoder.embed(tokens), context)
         return token_losses(decoder.logits(hidden)[:, :-1], tokens[:, 1:])
 

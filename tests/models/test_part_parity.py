@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kosmos2_jax.models.attention import causal_mask
 from kosmos2_jax.models.decoder import Context, DecoderLayer
 from kosmos2_jax.models.kosmos2 import Kosmos2
 from kosmos2_jax.models.positions import FIRST_ROW, sinusoidal_embedding
@@ -86,7 +85,7 @@ def test_each_decoder_layer(shape, make_reference, rng):
     length = 13
     x = _states(rng, 2, length, shape.decoder.hidden_size)
     ones = jnp.ones((2, length), jnp.int32)
-    context = Context(jnp.cumsum(ones, axis=1) - 1, causal_mask(ones), None)
+    context = Context(jnp.cumsum(ones, axis=1) - 1, ones)
     causal = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
     layer = jax.jit(DecoderLayer(shape.decoder, jnp.float32, True).apply)
     for i, theirs in enumerate(reference.model.text_model.model.layers):

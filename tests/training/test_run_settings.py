@@ -9,6 +9,8 @@ import pytest
 from kosmos2_jax import train
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.models.lora import LoraConfig
+from kosmos2_jax.training.groups import ParameterGroup
 from kosmos2_jax.training.processes import ProcessSettings
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.settings import parse_command_line, to_config_dict
@@ -57,6 +59,28 @@ def test_a_mixture_of_your_own_is_three_lines(command_line, tmp_path):
     assert run.data.mixture == ""
 
 
+def test_groups_and_adapters_are_read_from_files_and_the_command_line(command_line, tmp_path):
+    """As the README has them."""
+    (tmp_path / "mine.py").write_text(
+        "def get_config():\n"
+        "    from kosmos2_jax.configs import pretrain\n"
+        "    config = pretrain.get_config()\n"
+        '    config.optimizer.groups = {"vision": {"frozen": True}, "norms": {"match": ".*norm"}}\n'
+        "    return config\n"
+    )
+    run = command_line(
+        f"--config={tmp_path / 'mine.py'}",
+        "--workdir=w",
+        "--config.optimizer.groups.vision.frozen=False",
+        "--config.lora.rank=16",
+        "--config.lora.targets=decoder/.*/(query|up)",
+        "--config.ema_decay=0.9",
+    ).run
+    expected = {"vision": ParameterGroup(), "norms": ParameterGroup(match=".*norm")}
+    assert run.optimizer.groups == expected
+    assert (run.lora, run.ema_decay) == (LoraConfig(16, targets="decoder/.*/(query|up)"), 0.9)
+
+
 def test_the_papers_pretraining_has_its_numbers(command_line):
     """Spec section 4.6; rows of 2,048 that are filled to 98.5% hold 419 thousand tokens."""
     run = command_line("--config=configs/kosmos2_pretrain.py", "--workdir=w").run
@@ -74,6 +98,8 @@ def test_the_papers_pretraining_has_its_numbers(command_line):
         (["--config.optimizer.learnin_rate=1"], ["learnin_rate", "learning_rate"]),
         (["--config.optimizer.learning_rate=fast"], ["learning_rate", "fast"]),
         (["--config.log_every=0"], ["log_every", "at least 1"]),
+        (["--config.ema_decay=1.5"], ["ema_decay", "1.5"]),
+        (["--config.optimizer.groups.vision.froze=1"], ["froze"]),
         (["--config.data.streams=0"], ["data.streams", "at least 1"]),
         (["--config.micro_batches=5"], ["batch_size", "multiple of micro_batches 5"]),
         (["--confg.seed=1"], ["confg.seed"]),

@@ -1,0 +1,133 @@
+"""Evaluation: `python -m kosmos2_jax.evaluate --config=configs/evaluate.py --workdir=DIR`.
+
+The story of an evaluation: settings, mesh, model, data, tasks, figures. Leaves `metrics.json` and,
+for each task, a sheet of pictures and what the model wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from kosmos2_jax.data.features import feature_lengths
+from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.inference.model import Kosmos2Model
+from kosmos2_jax.interop.checkpoint import Checkpoint
+from kosmos2_jax.interop.convert import load, open_checkpoint
+from kosmos2_jax.interop.layout import flatten
+from kosmos2_jax.models.kosmos2 import initial_params
+from kosmos2_jax.partitioning import check_mesh, make_mesh, param_shardings
+from kosmos2_jax.training.environment import record_environment
+from kosmos2_jax.training.processes import is_first, run_program, start_processes
+from kosmos2_jax.training.program import run_story
+from kosmos2_jax.training.progress import say
+from kosmos2_jax.training.run_config import EvaluationRun, RunConfig
+from kosmos2_jax.training.run_data import prepare_data
+from kosmos2_jax.training.run_evaluation import generation_config
+from kosmos2_jax.training.settings import parse_command_line
+from kosmos2_jax.training.sheets import write_sheets
+from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
+
+METRICS_JSON = "metrics.json"
+
+
+def evaluate(run: EvaluationRun, workdir: Path) -> dict[str, TaskResult]:
+    """Measures a finished model on tasks.
+
+    Leaves `metrics.json`, `environment.jsonl`, `sheets/TASK.png` and `outputs/TASK.jsonl`.
+
+    Returns:
+      Result by task.
+
+    Raises:
+      ConfigError: no checkpoint or no tasks are named, or the data are tokenized otherwise than
+        the model's.
+      CheckpointError: the checkpoint cannot be read.
+    """
+    for name, given in (
+        ("checkpoint", run.checkpoint),
+        ("evaluation.tasks", run.evaluation.tasks),
+    ):
+        if not given:
+            raise ConfigError(f"{name} is empty: say what is to be evaluated")
+    workdir.mkdir(parents=True, exist_ok=True)
+    record_environment(workdir)
+    mesh = make_mesh(run.mesh)
+    with jax.set_mesh(mesh):
+        # Model
+        checkpoint = _load(run, mesh)
+        settings = RunConfig(
+            model=checkpoint.config.replace(dtype=run.dtype),
+            data=run.data,
+            evaluation=run.evaluation,
+            mesh=run.mesh,
+            seed=run.seed,
+            no_repeat_ngram_size=checkpoint.generation["no_repeat_ngram_size"],
+        )
+        check_mesh(mesh, settings.model, run.evaluation.batch_size)
+
+        # Data
+        _, vocabulary = prepare_data(settings, workdir)
+        theirs = checkpoint.vocabulary
+        if theirs is not None and theirs.tokens != vocabulary.tokens:
+            raise ConfigError(
+                f"the data's tokenizer has {vocabulary.vocab_size} tokens, other than the "
+                f"{theirs.vocab_size} of {run.checkpoint}; set data.folder or data.tokenizer to "
+                "what the model was trained with"
+            )
+
+        # Tasks
+        model = Kosmos2Model(settings.model, generation_config(settings))
+        lengths = feature_lengths(run.data.length, run.data.images)
+        limit = run.evaluation.examples
+        results = evaluate_tasks(
+            model, checkpoint.params, vocabulary, run.evaluation, lengths, limit, run.split
+        )
+
+    # Figures
+    figures = {name: value for r in results.values() for name, value in r.metrics.items()}
+    write_sheets(results, workdir / "sheets")
+    if is_first():
+        (workdir / METRICS_JSON).write_text(json.dumps(figures, indent=2) + "\n")
+        _write_outputs(results, workdir / "outputs")
+    say(", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    return results
+
+
+def _load(run: EvaluationRun, mesh: Mesh) -> Checkpoint:
+    """The checkpoint, each parameter put where it belongs before the next one is read."""
+    tokenizer = run.tokenizer or None
+    config = open_checkpoint(Path(run.checkpoint), tokenizer).config
+    boxed = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
+    shardings = flatten(param_shardings(boxed, mesh))
+    return load(
+        run.checkpoint, tokenizer, place=lambda path, leaf: jax.device_put(leaf, shardings[path])
+    )
+
+
+def _write_outputs(results: dict[str, TaskResult], folder: Path) -> None:
+    """What the model wrote for each example of a task, a line of JSON each."""
+    folder.mkdir(exist_ok=True)
+    for name, result in results.items():
+        lines = [json.dumps({"output": output}) for output in result.outputs]
+        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def main() -> int:
+    """Runs the command line; errors a user can mend are one line. Gives the exit status."""
+
+    def story() -> None:
+        command = parse_command_line(sys.argv, EvaluationRun)
+        if command.processes:
+            start_processes(command.processes)
+        evaluate(command.run, command.workdir)
+
+    return run_story("kosmos2_jax.evaluate", story)
+
+
+if __name__ == "__main__":
+    run_program(main)
