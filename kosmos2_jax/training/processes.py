@@ -206,6 +206,15 @@ def host_values(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays in their shardings, from whole ones that every process has; see `host_values`."""
+
+    def one(values: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
 class StopAgreement:
     """What signal any process got, told to all of them after the same update.
 
