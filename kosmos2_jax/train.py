@@ -204,7 +204,7 @@ class _Loop:
             self.evaluation(done, state, run.evaluation.quick_examples)
         hidden = done == steps or not is_first()
         bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
-        agree, profiler = StopAgreement(), Profiler(self.workdir, run.profile_steps)
+        agree, profiler = StopAgreement(self.rows.mesh), Profiler(self.workdir, run.profile_steps)
         with StopRequest() as stop:
             for step in range(done + 1, steps + 1):
                 with self.meter.waiting():
