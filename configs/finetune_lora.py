@@ -1,41 +1,20 @@
-"""Fine-tuning of the released model with LoRA, on sources of your own."""
+"""Fine-tuning of the released model by adapters (LoRA), on sources of your own."""
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from kosmos2_jax.config import preset
-from kosmos2_jax.data.data_config import DataConfig
-from kosmos2_jax.models.lora import LoraConfig
-from kosmos2_jax.training.optimizer import OptimizerConfig
-from kosmos2_jax.training.run_config import InitFromConfig, RunConfig
-from kosmos2_jax.training.settings import to_config_dict
+from kosmos2_jax.configs import finetune
 
 
 def get_config() -> ConfigDict:
-    """Adapters of every linear layer of the decoder; set `data.rates` to what you have."""
-    return to_config_dict(
-        RunConfig(
-            model=preset("kosmos2").replace(scan_layers=True, dtype="bfloat16"),
-            optimizer=OptimizerConfig(
-                learning_rate=2e-4,
-                warmup_steps=100,
-                total_steps=2000,
-                weight_decay=0.0,
-            ),
-            data=DataConfig(
-                tasks="mixtures",
-                folder="data",
-                rates={"grounded": 1.0},
-                batch_size=32,
-                length=2048,
-                images=24,
-                pack=True,
-                image_mode="square",  # as in inference, which the model is tuned for
-            ),
-            mesh={"data": 1, "fsdp": -1},
-            init_from=InitFromConfig(path="kosmos-2"),
-            lora=LoraConfig(rank=16, alpha=32.0, targets="decoder/.*", dropout=0.05),
-            loss_chunk=256,
-        )
+    """Adapters of the decoder's and the resampler's linear layers; the rest stays as it is."""
+    config = finetune.get_config()
+    # Adapters begin at nothing, and bear a larger rate than the model itself.
+    config.optimizer.learning_rate = 1e-4
+    config.lora.update(
+        rank=16,
+        alpha=32.0,
+        targets="decoder/.*/(query|key|value|out|up|down)|resampler/.*",
     )
+    return config

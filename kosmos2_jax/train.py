@@ -10,7 +10,6 @@ Exit status: 0 when the run is finished; 1 for an error that a user can mend, to
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -26,13 +25,13 @@ from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.names import num_parameters
-from kosmos2_jax.models.lora import join_adapters, split_adapters, with_adapters
+from kosmos2_jax.models.lora import with_adapters
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.environment import record_environment
-from kosmos2_jax.training.groups import ParameterGroups
 from kosmos2_jax.training.init_from import init_params
-from kosmos2_jax.training.meter import TrainingMeter
+from kosmos2_jax.training.loss_evaluation import LossEvaluation
+from kosmos2_jax.training.meter import TrainingMeter, progress
 from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.nonfinite import SkippedUpdates
 from kosmos2_jax.training.optimizer import make_optimizer, updates_made
@@ -45,6 +44,7 @@ from kosmos2_jax.training.processes import (
     run_program,
     start_processes,
 )
+from kosmos2_jax.training.profiling import Profiler
 from kosmos2_jax.training.program import run_story
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.read_so_far import ReadSoFar
@@ -63,6 +63,7 @@ from kosmos2_jax.training.state import (
 )
 from kosmos2_jax.training.step import make_train_step
 from kosmos2_jax.training.task_evaluation import TaskResult
+from kosmos2_jax.training.task_ids import task_names, with_task_ids
 from kosmos2_jax.training.work_folder import record_run, save_model
 
 MODEL_FOLDER = "model"
@@ -121,7 +122,8 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
     batches = open_batches(run, mixture, run.data.batch_size, shard, pack=run.data.pack)
 
     # Model, state, step
-    model = Kosmos2Model(run.model, generation_config(run), run.loss_chunk)
+    tasks = task_names(mixture)
+    model = Kosmos2Model(run.model, generation_config(run), run.loss_chunk, len(tasks))
     groups = run_groups(run)
     optimizer = make_optimizer(run.optimizer, groups)
     shardings = state_shardings(run, optimizer, mesh)
@@ -152,10 +154,13 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
     )
 
     # Loop
-    log = MetricLog(workdir, done)
-    evaluation = Evaluation(run, model, vocabulary, log, checkpoints, workdir / "sheets")
+    log = MetricLog(workdir, done, run.wandb_project, dataclasses.asdict(run))
+    losses = LossEvaluation(run, model, rows, shard) if run.evaluation.loss_mixture else None
+    evaluation = Evaluation(run, model, vocabulary, log, checkpoints, workdir / "sheets", losses)
+    skipped = SkippedUpdates(done - updates_made(state.opt_state), run.max_skipped_updates)
+    meter = TrainingMeter(run, skipped, groups, tasks)
     loop = _Loop(
-        run, workdir, batches, rows, shard, train_step, checkpoints, log, evaluation, groups
+        run, workdir, batches, tasks, rows, shard, train_step, checkpoints, log, evaluation, meter
     )
     state = loop(state, done)
     batches.close()
@@ -182,13 +187,14 @@ class _Loop:
     run: RunConfig
     workdir: Path
     batches: PackedBatches
+    tasks: tuple[str, ...]
     rows: NamedSharding
     shard: DataShard
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     checkpoints: RunCheckpoints
     log: MetricLog
     evaluation: Evaluation
-    groups: ParameterGroups
+    meter: TrainingMeter
 
     def __call__(self, state: TrainState, done: int) -> TrainState:
         """The state after the last update, from the one after `done` of them."""
@@ -196,25 +202,27 @@ class _Loop:
         if run.evaluation.due(done) and 0 < done < steps and not self.log.evaluated(done):
             # The run was stopped before it.
             self.evaluation(done, state, run.evaluation.quick_examples)
-        skipped = SkippedUpdates(done - updates_made(state.opt_state), run.max_skipped_updates)
-        meter = TrainingMeter(run, skipped, self.groups)
         hidden = done == steps or not is_first()
         bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
-        agree = StopAgreement()
+        agree, profiler = StopAgreement(), Profiler(self.workdir, run.profile_steps)
         with StopRequest() as stop:
             for step in range(done + 1, steps + 1):
-                batch = next(self.batches)
+                with self.meter.waiting():
+                    batch = next(self.batches)
+                batch = with_task_ids(batch, self.batches.row_tasks(), self.tasks)
+                profiler.before(step)
                 state, metrics = self.train_step(state, global_batch(batch, self.rows))
+                profiler.after(step, metrics)
                 stopping = agree(stop.signal)
-                meter.add(metrics)
+                self.meter.add(metrics)
                 bar.update()
                 last = step == steps
                 if step % run.log_every == 0 or last:
-                    values = meter.read(step)
-                    bar.set_postfix(loss=f"{values.get('train/loss', math.nan):.3f}")
+                    values = self.meter.read(step)
+                    bar.set_postfix(progress(values))
                     self._report(step, values)
-                    skipped.check(step, batch, self.workdir)
-                with meter.paused():
+                    self.meter.skipped.check(step, batch, self.workdir)
+                with self.meter.paused():
                     self._between(step, state, stopping)
         bar.close()
         if done < steps:
@@ -259,10 +267,9 @@ def first_state(
     """The state that a run begins with: initial values, a checkpoint's, or a warm start's."""
     state = create_state(run, optimizer, shardings)
     if run.init_from.path:
-        model, adapters = split_adapters(state.params)
-        model, report = init_params(model, run.model, vocabulary, run.init_from)
+        params, report = init_params(state.params, run.model, vocabulary, run.init_from)
         say(f"{report}")
-        state = with_params(run, state, join_adapters(model, adapters))
+        state = with_params(run, state, params)
     if run.warm_start.steps:
         first = run.warm_start
         lessons = open_batches(run, first.task, first.batch_size, pack=False)

@@ -171,11 +171,6 @@ def split_adapters(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return unflatten_dict(own, sep="/"), unflatten_dict(rest, sep="/")
 
 
-def join_adapters(own: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `split_adapters`."""
-    return unflatten_dict(flatten_dict(own) | flatten_dict(rest))
-
-
 def merge_adapters(params: Mapping[str, Any], scale: float) -> dict[str, Any]:
     """The model's own parameters, with `scale * A B` added to the kernels that have adapters.
 

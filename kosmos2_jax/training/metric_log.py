@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.training.processes import first_does, is_first
 
 _FILE = "metrics.jsonl"
@@ -14,12 +17,23 @@ _FILE = "metrics.jsonl"
 class MetricLog:
     """Writes scalars by update; what a resumed run will write again is removed first."""
 
-    def __init__(self, folder: Path, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int = 0,
+        wandb_project: str = "",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Opens `folder/metrics.jsonl` and TensorBoard's files beside it.
 
         Args:
           folder: created if missing; one for all processes.
           first_step: lines of later updates are dropped (a run was killed after its checkpoint).
+          wandb_project: of Weights & Biases, which gets the metrics too; empty for none.
+          settings: of the run, for Weights & Biases.
+
+        Raises:
+          ConfigError: Weights & Biases is asked for and not installed.
         """
         from tensorboardX import SummaryWriter
 
@@ -30,6 +44,7 @@ class MetricLog:
         if self._writes:
             self._file = path.open("a")
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+            self._wandb = _start_wandb(folder, wandb_project, settings) if wandb_project else None
 
     def former(self, name: str) -> dict[int, float]:
         """Values of a metric by update, of earlier starts of the run."""
@@ -50,12 +65,16 @@ class MetricLog:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(values), step=step)
 
     def close(self) -> None:
         """Closes the files."""
         if self._writes:
             self._file.close()
             self._board.close()
+            if self._wandb:
+                self._wandb.finish()
 
 
 def _lines(path: Path, last_step: int) -> list[str]:
@@ -72,3 +91,23 @@ def _cut(path: Path, last_step: int) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text("".join(line + "\n" for line in _lines(path, last_step)))
     partial.replace(path)  # a kill at this moment must not lose the lines of days
+
+
+def _start_wandb(folder: Path, project: str, settings: Mapping[str, Any] | None) -> Any:
+    """A run of Weights & Biases, the same one whenever the work folder is the same."""
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"wandb_project is {project!r}, but wandb is missing: pip install wandb, or leave the "
+            "setting empty"
+        ) from None
+    number = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(
+        project=project,
+        dir=str(folder),
+        id=number,
+        name=folder.name,
+        resume="allow",
+        config=dict(settings or {}),
+    )

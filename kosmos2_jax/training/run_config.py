@@ -28,6 +28,10 @@ class EvaluationConfig:
         best is kept beside the latest, and its model exported as `best` at the end. Empty for
         none.
       best_mode: "max" or "min", which values of it are good.
+      loss_mixture: mixture or task whose targets are predicted one by one, for "loss", "accuracy"
+        and their kinds; empty for none.
+      loss_split: which split of it; tasks without it are left out.
+      loss_rows: rows of it, the first ones.
     """
 
     tasks: tuple[str, ...] = ()
@@ -38,19 +42,29 @@ class EvaluationConfig:
     max_new_tokens: int = 16
     best_metric: str = ""
     best_mode: str = "max"
+    loss_mixture: str = ""
+    loss_split: str = "validation"
+    loss_rows: int = 256
 
     def __post_init__(self) -> None:
         if self.best_mode not in ("max", "min"):
             raise ConfigError(f"evaluation.best_mode must be max or min, not {self.best_mode!r}")
-        if self.best_metric and not (self.tasks and self.every):
+        if self.best_metric and not (self.measures and self.every):
             raise ConfigError(
-                f"evaluation.best_metric {self.best_metric!r} needs evaluation.tasks, and "
-                "evaluation.every above 0"
+                f"evaluation.best_metric {self.best_metric!r} needs evaluation.tasks or "
+                "evaluation.loss_mixture, and evaluation.every above 0"
             )
+        if self.loss_rows < 1:
+            raise ConfigError(f"evaluation.loss_rows must be at least 1, not {self.loss_rows}")
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.tasks or self.loss_mixture)
 
     def due(self, step: int) -> bool:
         """Whether there is an evaluation after update `step`, unless it is the last one."""
-        return bool(self.tasks and self.every) and step % self.every == 0
+        return bool(self.measures and self.every) and step % self.every == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +142,9 @@ class RunConfig:
       keep_checkpoints: how many of the latest stay.
       max_skipped_updates: so many updates in a row whose loss or gradient is not finite stop the
         run; noticed when metrics are written, every `log_every` updates.
+      profile_steps: first and last update of a trace in `profile/` of the work folder; empty for
+        none.
+      wandb_project: of Weights & Biases, which gets the metrics too; empty for none.
       no_repeat_ngram_size: of the generation settings stored with the model; 0 for none.
     """
 
@@ -147,6 +164,8 @@ class RunConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     max_skipped_updates: int = 10
+    profile_steps: tuple[int, ...] = ()
+    wandb_project: str = ""
     no_repeat_ngram_size: int = 3
 
     def __post_init__(self) -> None:
@@ -170,6 +189,11 @@ class RunConfig:
             raise ConfigError(
                 "lora.rank keeps the values that a model has, and warm_start.steps makes new ones; "
                 "set one of them to 0"
+            )
+        steps = tuple(self.profile_steps)
+        if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
+            raise ConfigError(
+                f"profile_steps must be empty or the first and the last update, not {steps}"
             )
         if self.data.batch_size % self.micro_batches:
             raise ConfigError(

@@ -41,9 +41,15 @@ def _is_there(module: str) -> bool:
 
 
 def open_batches(
-    run: RunConfig, mixture: str, batch_size: int, shard: DataShard = WHOLE, *, pack: bool
+    run: RunConfig,
+    mixture: str,
+    batch_size: int,
+    shard: DataShard = WHOLE,
+    *,
+    pack: bool,
+    split: str = "train",
 ) -> PackedBatches:
-    """Endless batches of a mixture or task, from the beginning.
+    """Endless batches of a mixture or task, from the beginning; shuffled for training.
 
     Args:
       run: settings.
@@ -51,6 +57,7 @@ def open_batches(
       batch_size: rows over all shards.
       shard: the part that is read here; by default all.
       pack: whether examples share rows.
+      split: which split to read.
     """
     data = run.data
     return packed_batches(
@@ -62,6 +69,8 @@ def open_batches(
         pack=pack,
         open_rows=data.open_rows,
         image_mode=data.image_mode,
+        split=split,
+        shuffle=split == "train",
         num_streams=data.streams,
         threads=data.threads,
         shard_id=shard.number,

@@ -11,6 +11,7 @@ from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.decoding import GenerationConfig
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.training.checkpoints import RunCheckpoints
+from kosmos2_jax.training.loss_evaluation import LossEvaluation
 from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.run_config import RunConfig
@@ -38,6 +39,7 @@ class Evaluation:
       log: gets the figures.
       checkpoints: which are told how good each was.
       sheets: folder that gets a folder of pictures for each evaluation, by its update.
+      losses: measures by loss, if the run asks for it.
     """
 
     run: RunConfig
@@ -46,6 +48,7 @@ class Evaluation:
     log: MetricLog
     checkpoints: RunCheckpoints
     sheets: Path
+    losses: LossEvaluation | None = None
 
     def __post_init__(self) -> None:
         if self.finds_best:
@@ -64,21 +67,24 @@ class Evaluation:
           ConfigError: `best_metric` is not among the figures.
         """
         run = self.run
-        if not run.evaluation.tasks:
+        if not run.evaluation.measures:
             return {}
+        params = model_params(run, state)
+        figures = self.losses(params) if self.losses else {}
         lengths = feature_lengths(run.data.length, run.data.images)
         results = evaluate_tasks(
-            self.model, model_params(run, state), self.vocabulary, run.evaluation, lengths, limit
+            self.model, params, self.vocabulary, run.evaluation, lengths, limit
         )
-        figures = {name: value for r in results.values() for name, value in r.metrics.items()}
+        figures |= {name: value for r in results.values() for name, value in r.metrics.items()}
         self.log.write(step, {f"eval/{name}": value for name, value in figures.items()})
-        write_sheets(results, self.sheets / f"{step:07d}")
+        if results:
+            write_sheets(results, self.sheets / f"{step:07d}")
         say(f"update {step}: " + ", ".join(f"{n} {v:.3f}" for n, v in figures.items()))
         if self.finds_best:
             if run.evaluation.best_metric not in figures:
                 raise ConfigError(
                     f"evaluation.best_metric {run.evaluation.best_metric!r} is not among what "
-                    f"the tasks measure: {', '.join(sorted(figures))}"
+                    f"is measured: {', '.join(sorted(figures))}"
                 )
             self.checkpoints.note(step, figures[run.evaluation.best_metric])
         return results

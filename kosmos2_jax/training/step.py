@@ -37,11 +37,10 @@ def make_train_step(
     resumed run repeats it.
 
     An update whose loss or gradient norm is not finite is skipped, which metric `skipped` tells
-    (1 or 0; `skipped_in_row`: how many since the last that was not). Parameters, their average and
-    the optimiser's state, with its count of updates, stay what they were, as with fairseq's
-    overflows and `optax.apply_if_finite`. So moments and their bias correction stay true, and the
-    schedule waits. The batch is spent nevertheless: `step` goes on, and with it dropout and the
-    data.
+    (1 or 0; `skipped_in_row`: how many since the last that was not). Parameters, average and
+    optimiser's state, with its count of updates, stay what they were, as with fairseq's overflows
+    and `optax.apply_if_finite`. So moments and their bias correction stay true, and the schedule
+    waits. The batch is spent nevertheless: `step` goes on, and with it dropout and the data.
 
     Args:
       loss_fn: sums over the rows it is given.
@@ -58,31 +57,28 @@ def make_train_step(
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        among = find_groups({}, state.params) if groups is None else groups
-        old, places = among.trained(state.params), among.trained_shardings(shardings.params)
+        among = groups or find_groups({}, state.params)
+        old = among.trained(state.params)
 
         def loss_of_trained(trained: Any, *args: Any) -> tuple[jax.Array, Sums]:
             # Frozen parameters are constants here, so that nothing is computed for their gradient.
             return _with_loss(*loss_fn(among.merged(state.params, trained), *args))
 
-        def placed_grads(*args: Any) -> tuple[Any, Sums]:
+        def grad_fn(*args: Any) -> tuple[Any, Sums]:
             # As the parameters, so that a device sums up its own share only.
             grads, sums = jax.grad(loss_of_trained, has_aux=True)(*args)
+            places = among.trained_shardings(shardings.params)
             return jax.lax.with_sharding_constraint(grads, places), sums
 
-        grads, sums = _token_mean(placed_grads, old, batch, dropout_key, micro_batches)
+        grads, sums = _token_mean(grad_fn, old, batch, dropout_key, micro_batches)
         updates, opt_state = optimizer.update(grads, state.opt_state, old)
         new = optax.apply_updates(old, updates)
         ema = optax.incremental_update(new, state.ema, 1 - ema_decay) if ema_decay else state.ema
         loss = sums.pop("loss") / sums["weight"]
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        # A choice of values, not a branch, so that it melts into the update and old and new
-        # arrays still share their memory.
-        new, opt_state, ema = jax.tree.map(
-            lambda after, before: jnp.where(finite, after, before),
-            (new, opt_state, ema),
-            (old, state.opt_state, state.ema),
+        new, opt_state, ema = _choose(
+            finite, (new, opt_state, ema), (old, state.opt_state, state.ema)
         )
         skipped = jnp.logical_not(finite).astype(jnp.int32)
         in_row = (state.skipped_in_row + 1) * skipped
@@ -108,6 +104,12 @@ def make_train_step(
 
 def _with_loss(loss: jax.Array, sums: Sums) -> tuple[jax.Array, Sums]:
     return loss, {"loss": loss, **sums}
+
+
+def _choose(finite: jax.Array, after: Any, before: Any) -> Any:
+    # A choice of values, not a branch, so that it melts into the update and old and new arrays
+    # still share their memory.
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
 
 
 def _token_mean(
