@@ -15,7 +15,12 @@ def get_config() -> ConfigDict:
     """Instruction tuning's rate (spec 4.7); set `data.rates` to what you have."""
     return to_config_dict(
         RunConfig(
-            model=preset("kosmos2").replace(scan_layers=True, dtype="bfloat16"),
+            model=preset("kosmos2").replace(
+                scan_layers=True,
+                dtype="bfloat16",
+                remat="full",
+                decoder={"vocab_multiple": 512},
+            ),
             optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=100, total_steps=2000),
             data=DataConfig(
                 tasks="mixtures",

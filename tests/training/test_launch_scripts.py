@@ -20,7 +20,7 @@ OPTIONS = {
     "launch_slurm.sh": ["--nodes=2", "--gpus=8"],
     "launch_tpu.sh": ["--name=pod", "--zone=z", "--type=v5litepod-16", "--version=v2"],
 }
-TRAINING = ["--", "--config=configs/pretrain.py", "--workdir=/shared/my run"]
+TRAINING = ["--", "--config=configs/kosmos2_pretrain.py", "--workdir=/shared/my run"]
 
 
 def launch(script: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess:
@@ -62,7 +62,7 @@ def test_a_dry_run_starts_nothing(script, tmp_path):
     done = launch(script, *OPTIONS[script], "--dry-run", *TRAINING, path=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "started").exists()
-    training = "-m kosmos2_jax.train --distributed --config=configs/pretrain.py"
+    training = "-m kosmos2_jax.train --distributed --config=configs/kosmos2_pretrain.py"
     if script == "launch_hosts.sh":
         (one, two) = (shlex.split(command[3]) for command in commands(done))
         assert [command[2] for command in commands(done)] == ["one", "two"]
