@@ -146,14 +146,15 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     """Places an activation by the table on the ambient mesh (`jax.set_mesh`), if there is one.
 
     So that the compiler need not guess. An axis whose length the mesh does not divide, as of the
-    single row that parameters are initialised with, is left whole.
+    single row that parameters are initialised with, is left whole. On a mesh with other axes than
+    ours, as t5x's is, the compiler guesses.
 
     Args:
       x: an array of a traced program.
       names: logical names of its axes; None for one that is not cut.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if not set(MESH_AXES) <= set(mesh.axis_names):
         return x
     spec = logical_spec(names)
     whole = [

@@ -81,6 +81,25 @@ def test_the_converter_is_made_as_t5x_asks_for_it():
         make(pack=True, use_custom_packing_ops=True)
 
 
+def test_the_model_runs_on_a_mesh_with_t5x_axes():
+    config = preset("tiny")
+    tokens = np.arange(4, 20, dtype=np.int32).reshape(2, 8)
+    batch = {
+        "tokens": tokens,
+        "targets": tokens,
+        "loss_weights": np.ones((2, 8), np.float32),
+        "segment_ids": np.ones((2, 8), np.int32),
+        "positions": np.tile(np.arange(8, dtype=np.int32), (2, 1)),
+    }
+    model = Kosmos2Model(config)
+    params = model.init(jax.random.key(0))
+    expected, _ = jax.jit(model.loss_fn)(params, batch)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        found, _ = jax.jit(model.loss_fn)(params, batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_prompts_are_found_while_jax_traces():
     weights = np.array([[0, 0, 1, 1, 0], [0, 0, 0, 0, 0]], np.float32)
     batch = {
