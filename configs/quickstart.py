@@ -5,6 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
+from kosmos2_jax.training.groups import ParameterGroup
 from kosmos2_jax.training.optimizer import OptimizerConfig
 from kosmos2_jax.training.run_config import (
     DataConfig,
@@ -45,7 +46,10 @@ def get_config() -> ConfigDict:
                 warmup_steps=100,
                 total_steps=2000,
                 # What the warm start has taught them must not be lost while the decoder learns.
-                factors={"vision": 0.1, "resampler": 0.1},
+                groups={
+                    "vision": ParameterGroup(learning_rate_factor=0.1),
+                    "resampler": ParameterGroup(learning_rate_factor=0.1),
+                },
             ),
             data=DataConfig(
                 batch_size=32, length=136, streams=1, shuffle_buffer=64, word_weight=0.1

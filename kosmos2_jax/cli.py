@@ -96,7 +96,11 @@ def _ask(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from kosmos2_jax.interop.convert import convert
 
-    options = {"tokenizer": args.tokenizer, "overwrite": args.overwrite}
+    options = {
+        "tokenizer": args.tokenizer,
+        "adapter": args.adapter,
+        "overwrite": args.overwrite,
+    }
     with _status(f"converting {args.source}"):
         done = convert(args.source, args.destination, args.to, **options)
     print(
@@ -124,6 +128,30 @@ def _inspect(args: argparse.Namespace) -> None:
     with open(args.output, "w" if args.overwrite else "x", encoding="utf-8") as file:
         file.write(page)
     print(f"{args.output}: open it in a browser")
+
+
+def _compile(args: argparse.Namespace) -> None:
+    # Before JAX is imported: nothing here asks whether this machine has TPUs.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    # Of the machine it is on, which is none; unsaid, libtpu complains.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    with _status("reading the configuration") as say:
+        try:
+            from kosmos2_jax.compile_step import compile_run, to_dict, to_text
+            from kosmos2_jax.training.settings import parse_run
+        except ModuleNotFoundError as error:
+            raise Kosmos2Error(
+                f"kosmos2 compile makes the step as training does, for which {error.name!r} is "
+                "missing: run `pip install 'kosmos2-jax[train,compile]'`."
+            ) from None
+        run = parse_run([_PROG, f"--config={args.config}", *args.settings])
+        say(f"compiling for {args.topology}, which takes a minute or more")
+        compiled = compile_run(run, args.topology, args.mesh)
+    print(json.dumps(to_dict(compiled)) if args.json else to_text(compiled))
 
 
 def _answer(
@@ -287,6 +315,7 @@ def _make_parser() -> tuple[_Parser, dict[str, _Parser]]:
         _add_model(sub)
     _add_convert(command("convert", _convert, "turn a checkpoint into another format"))
     _add_inspect(command("inspect", _inspect, "show as a web page what training will see"))
+    _add_compile(command("compile", _compile, "compile training for TPUs that are not here"))
     return parser, dict(subparsers.choices)
 
 
@@ -328,6 +357,9 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--tokenizer", metavar="DIR", help="its files, if SRC lacks them")
     parser.add_argument(
+        "--adapter", metavar="DIR", help="LoRA adapter in peft's files, to be merged into the model"
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace a checkpoint that is at DST"
     )
 
@@ -353,6 +385,29 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         "no data.folder; by default some are made for this and removed",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+
+
+def _add_compile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", required=True, metavar="FILE",
+        help="configuration of a run; --config.NAME=VALUE changes a setting, as in training",
+    )  # fmt: skip
+    parser.add_argument(
+        "--topology", required=True, metavar="CHIP:SHAPE",
+        help="v5e:4x4 and the like: the chip and how many lie along each side",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mesh", type=_mesh, metavar="AXIS=N,...",
+        help="devices along each axis instead of the configuration's: fsdp=-1,tensor=2",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+
+
+def _mesh(text: str) -> dict[str, int]:
+    try:
+        return {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not AXIS=N,AXIS=N") from None
 
 
 def _numbers(text: str) -> list[float]:

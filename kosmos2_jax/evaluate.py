@@ -1,123 +1,133 @@
-"""Evaluation: seqio tasks, answered by the model and scored by the tasks' own metrics."""
+"""Evaluation: `python -m kosmos2_jax.evaluate --config=configs/evaluate.py --workdir=DIR`.
+
+The story of an evaluation: settings, mesh, model, data, tasks, figures. Leaves `metrics.json` and,
+for each task, a sheet of pictures and what the model wrote.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import json
+import sys
+from pathlib import Path
 
-import numpy as np
-import seqio
-import tensorflow as tf
+import jax
+from jax.sharding import Mesh
 
-from kosmos2_jax.data.packing_converter import PackingFeatureConverter
-from kosmos2_jax.data.pictures import decode_picture
-from kosmos2_jax.grounding import Kosmos2Vocabulary
+from kosmos2_jax.data.features import feature_lengths
+from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.inference.model import Kosmos2Model
-from kosmos2_jax.training.run_config import EvaluationConfig
+from kosmos2_jax.interop.checkpoint import Checkpoint
+from kosmos2_jax.interop.convert import load, open_checkpoint
+from kosmos2_jax.interop.layout import flatten
+from kosmos2_jax.models.kosmos2 import initial_params
+from kosmos2_jax.partitioning import check_mesh, make_mesh, param_shardings
+from kosmos2_jax.training.environment import record_environment
+from kosmos2_jax.training.processes import is_first, run_program, start_processes
+from kosmos2_jax.training.program import run_story
+from kosmos2_jax.training.progress import say
+from kosmos2_jax.training.run_config import EvaluationRun, RunConfig
+from kosmos2_jax.training.run_data import prepare_data
+from kosmos2_jax.training.run_evaluation import generation_config
+from kosmos2_jax.training.settings import parse_command_line
+from kosmos2_jax.training.sheets import write_sheets
+from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
+
+METRICS_JSON = "metrics.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskResult:
-    """Figures of one task and what they were made of, in the order of the examples.
+def evaluate(run: EvaluationRun, workdir: Path) -> dict[str, TaskResult]:
+    """Measures a finished model on tasks.
 
-    Attributes:
-      metrics: by name.
-      outputs: markup the model wrote after each prompt.
-      predictions: the task's postprocessed outputs.
-      targets: the task's postprocessed truth.
-      images: first picture of each example, uint8 [S, S, 3].
-    """
-
-    metrics: dict[str, float]
-    outputs: list[str]
-    predictions: list[Any]
-    targets: list[Any]
-    images: list[np.ndarray]
-
-
-def evaluate_tasks(
-    model: Kosmos2Model,
-    params: Any,
-    vocabulary: Kosmos2Vocabulary,
-    config: EvaluationConfig,
-    lengths: Mapping[str, int],
-    limit: int = 0,
-    split: str = "test",
-) -> dict[str, TaskResult]:
-    """Runs registered seqio tasks through `seqio.Evaluator`.
-
-    Args:
-      model: the contract; its generation settings say how answers are written.
-      params: unboxed parameters.
-      vocabulary: of the model.
-      config: tasks, and rows at a time.
-      lengths: `kosmos2_jax.data.features.feature_lengths`.
-      limit: examples of a task at most, the first ones; 0 for all.
-      split: which split to read.
+    Leaves `metrics.json`, `environment.jsonl`, `sheets/TASK.png` and `outputs/TASK.jsonl`.
 
     Returns:
       Result by task.
+
+    Raises:
+      ConfigError: no checkpoint or no tasks are named, or the data are tokenized otherwise than
+        the model's.
+      CheckpointError: the checkpoint cannot be read.
     """
-    return {
-        name: _evaluate_task(model, params, vocabulary, config, name, lengths, limit, split)
-        for name in config.tasks
-    }
+    for name, given in (
+        ("checkpoint", run.checkpoint),
+        ("evaluation.tasks", run.evaluation.tasks),
+    ):
+        if not given:
+            raise ConfigError(f"{name} is empty: say what is to be evaluated")
+    workdir.mkdir(parents=True, exist_ok=True)
+    record_environment(workdir)
+    mesh = make_mesh(run.mesh)
+    with jax.set_mesh(mesh):
+        # Model
+        checkpoint = _load(run, mesh)
+        settings = RunConfig(
+            model=checkpoint.config.replace(dtype=run.dtype),
+            data=run.data,
+            evaluation=run.evaluation,
+            mesh=run.mesh,
+            seed=run.seed,
+            no_repeat_ngram_size=checkpoint.generation["no_repeat_ngram_size"],
+        )
+        check_mesh(mesh, settings.model, run.evaluation.batch_size)
+
+        # Data
+        _, vocabulary = prepare_data(settings, workdir)
+        theirs = checkpoint.vocabulary
+        if theirs is not None and theirs.tokens != vocabulary.tokens:
+            raise ConfigError(
+                f"the data's tokenizer has {vocabulary.vocab_size} tokens, other than the "
+                f"{theirs.vocab_size} of {run.checkpoint}; set data.folder or data.tokenizer to "
+                "what the model was trained with"
+            )
+
+        # Tasks
+        model = Kosmos2Model(settings.model, generation_config(settings))
+        lengths = feature_lengths(run.data.length, run.data.images)
+        limit = run.evaluation.examples
+        results = evaluate_tasks(
+            model, checkpoint.params, vocabulary, run.evaluation, lengths, limit, run.split
+        )
+
+    # Figures
+    figures = {name: value for r in results.values() for name, value in r.metrics.items()}
+    write_sheets(results, workdir / "sheets")
+    if is_first():
+        (workdir / METRICS_JSON).write_text(json.dumps(figures, indent=2) + "\n")
+        _write_outputs(results, workdir / "outputs")
+    say(", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    return results
 
 
-def _evaluate_task(
-    model: Kosmos2Model,
-    params: Any,
-    vocabulary: Kosmos2Vocabulary,
-    config: EvaluationConfig,
-    name: str,
-    lengths: Mapping[str, int],
-    limit: int,
-    split: str,
-) -> TaskResult:
-    image_size = model.config.vision.image_size
-    evaluator = seqio.Evaluator(
-        name,
-        feature_converter=PackingFeatureConverter(image_size),
-        eval_split=split,
-        sequence_length=dict(lengths),
-        num_examples=limit or None,
+def _load(run: EvaluationRun, mesh: Mesh) -> Checkpoint:
+    """The checkpoint, each parameter put where it belongs before the next one is read."""
+    tokenizer = run.tokenizer or None
+    config = open_checkpoint(Path(run.checkpoint), tokenizer).config
+    boxed = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
+    shardings = flatten(param_shardings(boxed, mesh))
+    return load(
+        run.checkpoint, tokenizer, place=lambda path, leaf: jax.device_put(leaf, shardings[path])
     )
-    written: dict[int, list[int]] = {}
-
-    def predict(dataset: tf.data.Dataset) -> list[tuple[int, list[int]]]:
-        for indices, batch in dataset.batch(config.batch_size).as_numpy_iterator():
-            tokens = _answer(model, params, batch, config.batch_size)
-            written.update(zip(indices.tolist(), tokens, strict=True))
-        # seqio makes one array of all predictions, so that they must be of one length.
-        return sorted(written.items())
-
-    metrics, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
-    figures = {name: float(value) for name, value in metrics.result()[name].items()}
-    evaluator.close()
-    task = seqio.TaskRegistry.get(name)
-    examples = list(evaluator.cached_task_datasets[name].as_numpy_iterator())
-    outputs = [vocabulary.decode(written[i]) for i in range(len(examples))]
-    return TaskResult(
-        metrics=figures,
-        outputs=outputs,
-        predictions=[
-            task.postprocess_fn(text, example=example, is_target=False)
-            for text, example in zip(outputs, examples, strict=True)
-        ],
-        targets=[task.postprocess_fn("", example=e, is_target=True) for e in examples],
-        images=[decode_picture(example["images"][0], image_size) for example in examples],
-    )
 
 
-def _answer(
-    model: Kosmos2Model, params: Any, batch: dict[str, np.ndarray], batch_size: int
-) -> list[list[int]]:
-    """Tokens written after the prompt of each row, padded to one length."""
-    rows = len(batch["tokens"])
-    # The last batch is filled up with copies of its last row: one shape, one compilation.
-    full = {
-        name: np.concatenate([values, np.repeat(values[-1:], batch_size - rows, axis=0)])
-        for name, values in batch.items()
-    }
-    return np.asarray(model.predict_batch(params, full).tokens)[:rows].tolist()
+def _write_outputs(results: dict[str, TaskResult], folder: Path) -> None:
+    """What the model wrote for each example of a task, a line of JSON each."""
+    folder.mkdir(exist_ok=True)
+    for name, result in results.items():
+        lines = [json.dumps({"output": output}) for output in result.outputs]
+        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def main() -> int:
+    """Runs the command line; errors a user can mend are one line. Gives the exit status."""
+
+    def story() -> None:
+        command = parse_command_line(sys.argv, EvaluationRun)
+        if command.processes:
+            start_processes(command.processes)
+        evaluate(command.run, command.workdir)
+
+    return run_story("kosmos2_jax.evaluate", story)
+
+
+if __name__ == "__main__":
+    run_program(main)

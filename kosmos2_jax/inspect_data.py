@@ -18,8 +18,8 @@ from kosmos2_jax.evaluation.inspection import InspectedRow, inspect_row
 from kosmos2_jax.evaluation.inspection_page import InspectionPage, SourceCounts, page_html
 from kosmos2_jax.evaluation.inspection_statistics import BatchStatistics
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
-from kosmos2_jax.train import open_batches, prepare_data
 from kosmos2_jax.training.run_config import RunConfig
+from kosmos2_jax.training.run_data import open_batches, prepare_data
 
 # Rows that are read at a time; their order does not depend on it.
 _BATCH_SIZE = 8

@@ -14,6 +14,7 @@ slow network between slices of TPUs suffices.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -160,6 +161,43 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
         for size, cut in zip(x.shape, spec, strict=True)
     ]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*whole))
+
+
+def gather(x: jax.Array, names: Sequence[str | None], dtype: Any) -> jax.Array:
+    """A parameter in the dtype it is used in, brought together from the devices along fsdp.
+
+    Told so, the compiler gathers a layer's parameters just before it runs and scatters their
+    gradient; else it may cut a product into a loop of small ones that pass pieces around, or sum
+    up whole gradients on every device. Without a mesh nothing happens.
+
+    Args:
+      x: the parameter.
+      names: logical names of its axes.
+      dtype: half precision halves what travels.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["fsdp"] == 1:
+        return x
+    return _gather(x.astype(dtype), tuple(names))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    whole = [name if "fsdp" not in _axes(dict(LOGICAL_RULES).get(name)) else None for name in names]
+    return constrain(x, whole)
+
+
+def _gather_forward(x: jax.Array, names: tuple[str | None, ...]) -> tuple[jax.Array, None]:
+    return _gather(x, names), None
+
+
+def _gather_backward(
+    names: tuple[str | None, ...], _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (constrain(gradient, names),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:

@@ -26,6 +26,7 @@ INWARDS_TO_OUTWARDS = (
     "evaluate",
     "train",
     "inspect_data",
+    "compile_step",
     "cli",
 )
 FILES = [

@@ -20,15 +20,16 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from kosmos2_jax.errors import Kosmos2Error  # noqa: E402
-from kosmos2_jax.evaluate import TaskResult  # noqa: E402
 from kosmos2_jax.evaluation.report import plot_curves, write_report  # noqa: E402
-from kosmos2_jax.evaluation.sheet import SheetItem, picture_sheet  # noqa: E402
+from kosmos2_jax.evaluation.sheet import picture_sheet  # noqa: E402
 from kosmos2_jax.interop.convert import convert, load  # noqa: E402
 from kosmos2_jax.models.kosmos2 import Kosmos2  # noqa: E402
 from kosmos2_jax.tasks import easy_vqa, scenes  # noqa: E402
 from kosmos2_jax.train import train  # noqa: E402
 from kosmos2_jax.training.settings import parse_command_line  # noqa: E402
+from kosmos2_jax.training.sheets import sheet_items  # noqa: E402
 from kosmos2_jax.training.signals import EXIT_RESTART, Interrupted  # noqa: E402
+from kosmos2_jax.training.task_evaluation import TaskResult  # noqa: E402
 
 EXPORT_FOLDER = "hugging_face"
 _CURVES = (
@@ -83,9 +84,9 @@ def _finish(
     figures["training_minutes"] = minutes
     (workdir / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", _CURVES)
-    picture_sheet(_located(results[scenes.REC]), 6, workdir / "rec.png")
-    picture_sheet(_located(results[scenes.GROUNDING]), 6, workdir / "grounding.png")
-    picture_sheet(_answered(results[easy_vqa.NAME]), 6, workdir / "vqa.png")
+    picture_sheet(sheet_items(results[scenes.REC]), 6, workdir / "rec.png")
+    picture_sheet(sheet_items(results[scenes.GROUNDING]), 6, workdir / "grounding.png")
+    picture_sheet(sheet_items(results[easy_vqa.NAME], 12), 6, workdir / "vqa.png")
     write_report(
         workdir / "report.md",
         "A small Kosmos-2 that grounds phrases",
@@ -143,24 +144,6 @@ def compare_with_transformers(model: Path, export: Path, pictures: list[np.ndarr
         {"params": checkpoint.params}, tokens, positions, np.ones_like(tokens), images, slots
     )
     return float(np.abs(np.asarray(found) - expected).max())
-
-
-def _located(result: TaskResult, count: int = 24) -> list[SheetItem]:
-    return [
-        SheetItem(Image.fromarray(image), truth["phrase"], tuple(boxes), tuple(truth["boxes"]))
-        for image, truth, boxes in zip(
-            result.images[:count], result.targets[:count], result.predictions[:count], strict=True
-        )
-    ]
-
-
-def _answered(result: TaskResult, count: int = 12) -> list[SheetItem]:
-    return [
-        SheetItem(Image.fromarray(image), f"{truth[0]} / {answer}", correct=answer in truth)
-        for image, truth, answer in zip(
-            result.images[:count], result.targets[:count], result.predictions[:count], strict=True
-        )
-    ]
 
 
 if __name__ == "__main__":

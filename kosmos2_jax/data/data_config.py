@@ -58,7 +58,7 @@ class DataConfig:
     length: int = 128
     images: int = 1
     pack: bool = False
-    open_rows: int = 8
+    open_rows: int = 4
     streams: int = 8
     shuffle_buffer: int = 256
     threads: int = 1

@@ -144,7 +144,7 @@ def add_task(
     kinds: Sequence[str],
     encode: Encode = encode_each,
     *,
-    splits: Sequence[str] = ("train",),
+    splits: Sequence[str] | None = None,
     chunk: int = 32,
     postprocess_fn: Callable[..., Any] | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (),
@@ -160,7 +160,7 @@ def add_task(
       settings: how documents become examples.
       kinds: of documents that make sense here; others are an error.
       encode: makes examples of documents.
-      splits: that the folders have.
+      splits: that the folders have; by default "train" and what else all of them have.
       chunk: documents that are handed to Python at a time, as a call costs more than a document.
       postprocess_fn: see `seqio.Task`.
       metric_fns: see `seqio.Task`.
@@ -176,7 +176,7 @@ def add_task(
 
     seqio.TaskRegistry.add(
         name,
-        source=DocumentSource(folders, splits),
+        source=DocumentSource(folders, _splits(folders) if splits is None else splits),
         preprocessors=[preprocess],
         output_features=output_features(settings.vocabulary),
         postprocess_fn=postprocess_fn,
@@ -188,6 +188,11 @@ def add_task(
 def truth_of(example: Mapping[str, Any]) -> dict[str, Any]:
     """What the encoder of an example left for its evaluation."""
     return json.loads(example[TRUTH])
+
+
+def _splits(folders: Sequence[str]) -> list[str]:
+    finished = [{path.stem for path in epath.Path(folder).glob("*.json")} for folder in folders]
+    return ["train", *sorted(set.intersection(*finished) - {"train"})]
 
 
 def _patterns(folders: Sequence[str], split: str) -> list[str]:

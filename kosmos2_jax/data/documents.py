@@ -93,14 +93,17 @@ def from_tf_example(serialised: bytes) -> Document:
     try:
         features = Example.FromString(serialised).features.feature
         fields = json.loads(features["document"].bytes_list.value[0])
-        size = fields["size"]
+        kind, source, key, size = (fields[name] for name in ("kind", "source", "key", "size"))
+        # All that counts and messages rest upon. What is in the content, its encoder looks at.
+        if not all(isinstance(name, str) for name in (kind, source, key)):
+            raise TypeError
         return Document(
-            kind=fields["kind"],
+            kind=kind,
             images=tuple(features["images"].bytes_list.value),
             content=fields["content"],
             size=None if size is None else (size[0], size[1]),
-            source=fields["source"],
-            key=fields["key"],
+            source=source,
+            key=key,
         )
     except (DecodeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
         raise DataError(

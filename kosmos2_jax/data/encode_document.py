@@ -318,7 +318,7 @@ def _encode(job: _Job, example: Example, *, may_cut: bool = True) -> Features:
         if not may_cut:
             raise Unusable("grounded example longer than a sequence")
         job.clipped("example longer than a sequence")
-    learnt = np.flatnonzero(features["loss_weights"][: settings.max_tokens])
+    (learnt,) = features["loss_weights"][: settings.max_tokens].nonzero()
     # To learn when to end, and nothing else, is nothing to learn.
     if not learnt.size or features["targets"][learnt[0]] == job.vocabulary.eos_id:
         raise Unusable("nothing to learn")

@@ -157,8 +157,7 @@ def encode_example(
     weights.append(learn)
     slots.append(-1)
     targets, loss_weights = np.array(ids, np.int32), np.array(weights, np.float32)
-    places = vocabulary.is_location(targets)
-    if places.any():
+    if word_weight != 1.0 and (places := vocabulary.is_location(targets)).any():
         loss_weights[~places] *= word_weight
     if not loss_weights.any():
         raise MarkupError("This example has no text to learn: mark a part of it as target.")

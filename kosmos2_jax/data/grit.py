@@ -28,6 +28,8 @@ ANNOTATIONS = {EXPRESSION: "ref_exps", PHRASE: "noun_chunks"}
 
 Counts = collections.Counter[str]
 
+_NUMBERS = frozenset((int, float))
+
 
 @dataclasses.dataclass(frozen=True)
 class GritConfig:
@@ -138,7 +140,7 @@ def read_annotation(
     """
     if not isinstance(raw, list | tuple) or len(raw) != 7:
         return "annotation is not a list of seven numbers"
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in raw):
+    if not _NUMBERS.issuperset(map(type, raw)):  # a bool is an int too, but no number
         return "annotation is not a list of seven numbers"
     start, end, *corners, score = raw
     if not (_is_whole(start) and _is_whole(end)):
@@ -219,7 +221,9 @@ def _place_boxes(
 
 def _inside(box: Box, min_visible: float) -> Box | None:
     """The part of a box that is in the picture, or None if that is too little of it."""
-    part = Box(*(min(max(corner, 0.0), 1.0) for corner in box))
+    part = box
+    if min(box) < 0.0 or max(box) > 1.0:
+        part = Box(*(min(max(corner, 0.0), 1.0) for corner in box))
     if not (part.x1 < part.x2 and part.y1 < part.y2):
         return None
     return part if _area(part) >= min_visible * _area(box) else None

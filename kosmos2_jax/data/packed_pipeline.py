@@ -159,6 +159,11 @@ class PackedBatches(Iterator[Batch]):
         batch = {name: np.stack([row[name] for row in rows]) for name in SEQUENCES}
         return {**batch, "images": pending.images}
 
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Which share of the data this is, from 0, and how many there are."""
+        return self._shard
+
     def skips(self) -> Skips:
         """What was delivered, skipped and blanked since the beginning of the run.
 
@@ -318,7 +323,7 @@ def packed_batches(
     image_size: int,
     pad_id: int = 1,
     pack: bool = True,
-    open_rows: int = 8,
+    open_rows: int = 4,
     image_mode: str = CROP,
     split: str = "train",
     shuffle: bool = True,

@@ -53,7 +53,7 @@ class RowLimits:
     length: int
     images: int
     pad_id: int = 1
-    open_rows: int = 8
+    open_rows: int = 4
     slack: int = 16
 
     def __post_init__(self) -> None:

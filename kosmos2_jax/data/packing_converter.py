@@ -91,7 +91,7 @@ class PackingFeatureConverter(seqio.FeatureConverter):
         pack: bool = False,
         decode: bool = True,
         image_mode: str = SQUARE,
-        open_rows: int = 8,
+        open_rows: int = 4,
         threads: int = 1,
     ) -> None:
         """Creates a converter.
@@ -243,7 +243,8 @@ def _flatten(window: Mapping[str, tf.RaggedTensor]) -> dict[str, Any]:
 
 def _step(limits: RowLimits, state: _Features, window: _Features) -> tuple[_Features, _Features]:
     """One step of the scan: (open rows, window of examples) to (open rows, rows that leave)."""
-    images = tf.concat([state["images"], window["images"]], axis=0)
+    # One more that is empty, for places without a picture.
+    images = tf.concat([state["images"], window["images"], [""]], axis=0)
     flat = [part[name] for part in (state, window) for name in _FLAT_TYPES]
     outputs = tf.numpy_function(
         functools.partial(_pack_window, limits),
@@ -270,8 +271,7 @@ def _step(limits: RowLimits, state: _Features, window: _Features) -> tuple[_Feat
         "counts": tf.ensure_shape(counts, state["counts"].shape),
     }, {
         **leaving,
-        # One more that is empty, for places without a picture.
-        "images": tf.gather(tf.concat([images, [""]], axis=0), pictures),
+        "images": tf.gather(images, pictures),
         "image_segments": tf.ensure_shape(segments, [None, limits.images]),
         "counts": tf.ensure_shape(row_counts, [None, *state["counts"].shape]),
         "notes": tf.ensure_shape(notes, [None]),

@@ -92,10 +92,13 @@ class Skips:
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold: `{source: {"kept": n, "reasons": {reason: n}}}`."""
-        return {
-            source: {"kept": self.num_kept(source), "reasons": self.reasons(source)}
-            for source in self.sources()
+        counts: dict[str, Any] = {
+            source: {"kept": self.num_kept(source), "reasons": {}} for source in self.sources()
         }
+        ordered = sorted(self._reasons.items(), key=lambda item: (-item[1], item[0]))
+        for (source, reason), n in ordered:
+            counts[source]["reasons"][reason] = n
+        return counts
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Skips:

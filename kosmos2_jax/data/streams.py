@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -137,10 +138,38 @@ def stream_dataset(
         mixed = read(tasks[0])
     else:
         rates = np.array([provider.get_rate(task) for task in tasks], np.float64)
-        mixed = tf.data.Dataset.sample_from_datasets(
-            [read(task) for task in tasks], rates / rates.sum(), own_seed
-        )
+        mix = tf.data.Dataset.sample_from_datasets if num_epochs is None else _mix_to_the_ends
+        mixed = mix([read(task) for task in tasks], rates / rates.sum(), own_seed)
     return converter(mixed, lengths)
+
+
+def _mix_to_the_ends(
+    datasets: Sequence[tf.data.Dataset], rates: np.ndarray, seed: int
+) -> tf.data.Dataset:
+    """As `sample_from_datasets`, for datasets that end.
+
+    That one, restored to a place after the end of one of its datasets, hangs at the end of the
+    others (TensorFlow 2.21). So none of them ends here: each goes on with marks that it has.
+    """
+
+    def marked(number: int, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        nothing = {
+            name: tf.zeros([side or 0 for side in spec.shape], spec.dtype)
+            for name, spec in dataset.element_spec.items()
+        }
+        mark = tf.data.Dataset.from_tensors((nothing, number)).repeat()
+        return dataset.map(lambda example: (example, -1)).concatenate(mark)
+
+    def note(ended: tf.Tensor, marked: Any) -> tuple[tf.Tensor, tuple[Any, tf.Tensor]]:
+        ended |= tf.one_hot(marked[1], len(datasets), True, False)
+        return ended, (marked, tf.reduce_all(ended))
+
+    marked_ones = [marked(number, dataset) for number, dataset in enumerate(datasets)]
+    mixed = tf.data.Dataset.sample_from_datasets(marked_ones, rates, seed)
+    mixed = mixed.scan(tf.zeros(len(datasets), tf.bool), note)
+    mixed = mixed.take_while(lambda _, all_ended: not all_ended)
+    mixed = mixed.filter(lambda marked, _: marked[1] < 0)
+    return mixed.map(lambda marked, _: marked[0])
 
 
 def write_note(task: str, counts: Skips | None = None) -> bytes:
@@ -151,6 +180,12 @@ def write_note(task: str, counts: Skips | None = None) -> bytes:
       counts: what was counted since the last example.
     """
     return f"{task}\t{json.dumps(counts.to_dict()) if counts else ''}".encode()
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_counts(counts: str) -> Skips:
+    """What `write_note` wrote, not to be changed; most notes of a source are the same."""
+    return Skips.from_dict(json.loads(counts))
 
 
 @dataclasses.dataclass
@@ -182,7 +217,7 @@ class Tally:
             so_far = self.tasks.get(task, [0, 0])
             self.tasks[task] = [so_far[0] + 1, so_far[1] + size]
             if counts:
-                self.documents.merge(Skips.from_dict(json.loads(counts)))
+                self.documents.merge(_read_counts(counts))
 
     def take_over(self, other: Tally) -> None:
         """Adds what another shard of the same stream has delivered."""

@@ -12,7 +12,8 @@ from kosmos2_jax.errors import ConfigError
 def train_sentencepiece(sentences: Iterable[str], model_file: Path, vocab_size: int) -> None:
     """Trains a unigram model laid out as the released one (spec section 3.1).
 
-    The same sentences give the same file. Every word of theirs becomes one piece if there is room.
+    The same sentences give the same file, and one that is there already is not touched: other
+    processes may be reading it. Every word of theirs becomes one piece if there is room.
 
     Args:
       sentences: text without tags.
@@ -53,4 +54,5 @@ def train_sentencepiece(sentences: Iterable[str], model_file: Path, vocab_size: 
             f"Cannot train a sentencepiece model of {vocab_size} pieces: {error}"
         ) from None
     model_file.parent.mkdir(parents=True, exist_ok=True)
-    model_file.write_bytes(model.getvalue())
+    if not model_file.exists() or model_file.read_bytes() != model.getvalue():
+        model_file.write_bytes(model.getvalue())

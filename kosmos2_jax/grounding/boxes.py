@@ -42,21 +42,25 @@ def check_box(box: Sequence[float]) -> Box:
         result = Box(*(float(value) for value in box))
     except (TypeError, ValueError):
         raise BoxError(f"Box {box!r} must be four numbers x1, y1, x2, y2.") from None
-    shown = f"Box ({', '.join(f'{value:g}' for value in result)})"
-    if not all(math.isfinite(value) for value in result):
-        raise BoxError(f"{shown} has a coordinate that is not a finite number.")
-    outside = [name for name, value in result._asdict().items() if not 0.0 <= value <= 1.0]
+    if 0.0 <= result.x1 < result.x2 <= 1.0 and 0.0 <= result.y1 < result.y2 <= 1.0:
+        return result
+    raise BoxError(_fault(result))
+
+
+def _fault(box: Box) -> str:
+    """What is wrong with a box that is not well-formed, as a sentence."""
+    shown = f"Box ({', '.join(f'{value:g}' for value in box)})"
+    if not all(math.isfinite(value) for value in box):
+        return f"{shown} has a coordinate that is not a finite number."
+    outside = [name for name, value in box._asdict().items() if not 0.0 <= value <= 1.0]
     if outside:
-        raise BoxError(
+        return (
             f"{shown} is outside the picture: {', '.join(outside)} must be within 0..1 "
             "(fractions of the picture's width and height, not pixels)."
         )
-    for low, high in (("x1", "x2"), ("y1", "y2")):
-        if getattr(result, low) > getattr(result, high):
-            raise BoxError(f"{shown} is reversed: {low} must be less than {high}.")
-        if getattr(result, low) == getattr(result, high):
-            raise BoxError(f"{shown} has no area: {low} must be less than {high}.")
-    return result
+    low, high = ("x1", "x2") if box.x1 >= box.x2 else ("y1", "y2")
+    what = "is reversed" if getattr(box, low) > getattr(box, high) else "has no area"
+    return f"{shown} {what}: {low} must be less than {high}."
 
 
 def box_to_cells(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,20 @@ class Kosmos2Vocabulary:
                     f"Line {number} of {self.dict_file} is {ours!r} but {self.model_file} has "
                     f"{theirs!r} there: they belong to different models."
                 )
+
+    @functools.cached_property
+    def _ids_of(self) -> Callable[[str], tuple[int, ...]]:
+        """Ids of plain text, the last ones remembered.
+
+        Tagging a caption asks for it and for what stands before its phrases several times.
+        """
+        encode, offset, unk_id = self.tokenizer.encode, _FIRST_PIECE - _SPM_FIRST_PIECE, self.unk_id
+
+        @functools.lru_cache(maxsize=64)
+        def ids_of(text: str) -> tuple[int, ...]:
+            return tuple([i + offset if i else unk_id for i in encode(text)])
+
+        return ids_of
 
     @functools.cached_property
     def tokens(self) -> tuple[str, ...]:
@@ -230,8 +244,7 @@ class Kosmos2Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of plain text; tags in it are text like any other (trap T-46)."""
-        offset = _FIRST_PIECE - _SPM_FIRST_PIECE
-        return [i + offset if i else self.unk_id for i in self.tokenizer.encode(text)]
+        return list(self._ids_of(text))
 
     def encode_markup(self, markup: str) -> list[int]:
         """Returns the ids of text with tags, as the official inference code (spec 5.1).

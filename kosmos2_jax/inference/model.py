@@ -4,7 +4,8 @@ Trainer, evaluator and predictor know only `init`, `loss_fn`, `predict_batch` an
 
 Letters: B rows, L tokens, N pictures a row, S pixels a side. Features of a batch, all int32 but
 for loss_weights (float32) and images (uint8): tokens, targets, loss_weights, positions,
-segment_ids, image_slots [B, L], images [B, N, S, S, 3]; see
+segment_ids, image_slots [B, L], images [B, N, S, S, 3], and for losses by task task_ids [B, L]
+(numbers from 0, of no meaning where the weight is 0); see
 `kosmos2_jax.data.packing_converter.PackingFeatureConverter`.
 """
 
@@ -39,11 +40,13 @@ class Kosmos2Model:
       generation: how `predict_batch` writes.
       loss_chunk: tokens of a row whose logits `loss_fn` and `score_batch` hold at a time; 0 for
         all.
+      num_tasks: how many tasks the feature `task_ids` of a batch tells apart, if it has one.
     """
 
     config: Kosmos2Config
     generation: GenerationConfig = GenerationConfig()
     loss_chunk: int = 0
+    num_tasks: int = 0
 
     @property
     def module(self) -> Kosmos2:
@@ -56,7 +59,7 @@ class Kosmos2Model:
 
     def loss_fn(
         self, params: Any, batch: Batch, dropout_rng: Array | None = None
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Sum of weighted token losses, in nats, and sums to report.
 
         Sums, not means: the mean is over all tokens of a whole update (trap T-26).
@@ -67,12 +70,45 @@ class Kosmos2Model:
           dropout_rng: None for no dropout.
 
         Returns:
-          The sum, and {"weight": sum of weights, "correct": weighted number of targets to which
-          no other token is preferred}.
+          The sum, and float32 sums: "weight" of weights, "correct" of those of targets to which no
+          other token is preferred; "location/loss", "location/weight" and "location/correct" of
+          targets that are location tokens, if the model has any; numbers of "tokens", "examples"
+          and "images" read; and, if the batch has `task_ids`, "task_loss" and "task_weight"
+          [num_tasks].
         """
         scores, weights = self._scores(params, batch, dropout_rng), batch["loss_weights"]
         loss, weight = weighted_sums(scores.losses, weights)
-        return loss, {"weight": weight, "correct": jnp.sum(scores.best * weights)}
+        sums = {"weight": weight, "correct": jnp.sum(scores.best * weights)}
+        return loss, {**sums, **self._sums_by_kind(scores, batch), **self._counts(batch)}
+
+    def _sums_by_kind(self, scores: TargetScores, batch: Batch) -> dict[str, Array]:
+        weights = batch["loss_weights"]
+        losses, found = scores.losses * weights, {}
+        if self.config.grid_size:
+            first = self.config.decoder.vocab_size - self.config.grid_size**2
+            location = batch["targets"] >= first
+            for name, values in (
+                ("loss", losses),
+                ("weight", weights),
+                ("correct", scores.best * weights),
+            ):
+                found[f"location/{name}"] = jnp.sum(jnp.where(location, values, 0.0))
+        if "task_ids" in batch:
+            for name, values in (("task_loss", losses), ("task_weight", weights)):
+                zeros = jnp.zeros(self.num_tasks, jnp.float32)
+                found[name] = zeros.at[batch["task_ids"]].add(values)
+        return found
+
+    def _counts(self, batch: Batch) -> dict[str, Array]:
+        segments, slots = batch["segment_ids"], batch.get("image_slots")
+        counts = {
+            "tokens": jnp.sum(segments > 0),
+            "examples": jnp.sum(jnp.max(segments, axis=1)),
+        }
+        if slots is not None:
+            number = (jnp.max(slots, axis=1) + 1) // self.config.resampler.num_latents
+            counts["images"] = jnp.sum(number)
+        return {name: count.astype(jnp.float32) for name, count in counts.items()}
 
     def score_batch(self, params: Any, batch: Batch) -> Float[Array, " B"]:
         """Log-likelihood of each row's weighted targets, in nats: 0 at best."""

@@ -83,11 +83,14 @@ def load(
     Raises:
       CheckpointError: see `detect_format`; also damaged files and tensors that do not fit.
     """
-    checkpoint = _open(Path(path), tokenizer, config)
+    checkpoint = open_checkpoint(Path(path), tokenizer, config)
     return dataclasses.replace(checkpoint, params=nest(flatten(checkpoint.params), place))
 
 
-def _open(path: Path, tokenizer: PathLike | None, config: Kosmos2Config | None) -> Checkpoint:
+def open_checkpoint(
+    path: Path, tokenizer: PathLike | None = None, config: Kosmos2Config | None = None
+) -> Checkpoint:
+    """As `load`, but that `params` of foreign files are read one by one when asked for."""
     format_name = detect_format(path)
     beside = None if tokenizer is None else Path(tokenizer)
     if beside is not None and not beside.exists():
@@ -123,10 +126,13 @@ def convert(
     *,
     tokenizer: PathLike | None = None,
     config: Kosmos2Config | None = None,
+    adapter: PathLike | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     overwrite: bool = False,
 ) -> Conversion:
     """Converts a checkpoint; Hugging Face files are written one tensor in memory at a time.
+
+    With an adapter the whole model is in memory.
 
     Args:
       src: a folder or a `.pt` file of any format.
@@ -134,6 +140,7 @@ def convert(
       to: "hugging_face" (or "hf"), "fairseq" or "orbax".
       tokenizer: see `load`.
       config: see `load`.
+      adapter: folder of a LoRA adapter in peft's files, to be added to the model's kernels.
       max_shard_size: bytes of one Hugging Face weight file.
       overwrite: replace a checkpoint at `dst`; nothing else is ever replaced.
 
@@ -147,8 +154,13 @@ def convert(
     _check_paths(src, dst, overwrite)
     target = ALIASES[to]
     source_format = detect_format(src)
-    checkpoint = _open(src, tokenizer, config)
-    arguments = (dst, checkpoint.params, checkpoint.config, checkpoint.vocabulary)
+    checkpoint = open_checkpoint(src, tokenizer, config)
+    params = checkpoint.params
+    if adapter is not None:
+        from kosmos2_jax.interop.peft import add_adapter  # imports JAX, which others do not need
+
+        params = add_adapter(params, checkpoint.config, Path(adapter))
+    arguments = (dst, params, checkpoint.config, checkpoint.vocabulary)
     rest = {
         "generation": checkpoint.generation,
         "source": checkpoint.source,

@@ -6,8 +6,6 @@ are read with `weights_only`, so that one from a stranger can run no code.
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +28,7 @@ from kosmos2_jax.interop.files import DICT_TXT, TOKENIZER_MODEL, new_file, new_f
 from kosmos2_jax.interop.layout import LazyParams, check_params, unpadded
 from kosmos2_jax.interop.names import FAIRSEQ, check_tensors, same_bits
 from kosmos2_jax.interop.tokenizer_files import dict_txt, find_vocabulary, write_sentencepiece
+from kosmos2_jax.interop.torch_files import import_torch, load_torch_file
 
 if TYPE_CHECKING:
     import torch
@@ -100,31 +99,8 @@ def find_file(path: Path) -> Path:
     return files[0]
 
 
-def _import_torch(what: str) -> ModuleType:
-    try:
-        import torch
-    except ImportError:
-        raise CheckpointError(
-            f"{what} a fairseq checkpoint needs torch: pip install torch"
-        ) from None
-    return torch
-
-
 def _load(file: Path) -> Mapping[str, Any]:
-    torch = _import_torch("reading")
-    try:
-        # fairseq keeps its command line as a Namespace; nothing else needs to be trusted.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        unsupported = re.search(r"GLOBAL (\S+)", str(error))
-        culprit = f"an object of type {unsupported[1]}" if unsupported else "unreadable data"
-        raise CheckpointError(
-            f"{file} holds {culprit} besides weights, which is not loaded for safety"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{file} is cut short or no torch file ({reason})") from None
+    state = load_torch_file(file)
     if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
         raise CheckpointError(f"{file} is no fairseq checkpoint: it has no weights under 'model'")
     return state
@@ -250,7 +226,7 @@ def write_file(
       CheckpointError: torch is missing, positions that fairseq lacks, parameters that do not fit
         `config`, or a file that may not be written.
     """
-    torch = _import_torch("writing")
+    torch = import_torch("writing")
     check_exportable(config, "the official fairseq code")
     check_vocabulary(vocabulary, config, str(path))
     state = _state(torch, check_params(params, config), config, source or Source())

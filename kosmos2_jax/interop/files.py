@@ -14,6 +14,7 @@ from kosmos2_jax.errors import CheckpointError
 
 KOSMOS2_JSON = "kosmos2.json"
 CONFIG_JSON = "config.json"
+ADAPTER_CONFIG_JSON = "adapter_config.json"
 TOKENIZER_MODEL = "sentencepiece.bpe.model"
 DICT_TXT = "dict.txt"
 
@@ -97,6 +98,8 @@ def check_destination(destination: Path, overwrite: bool) -> None:
         raise CheckpointError(
             f"{destination} exists and is not empty; choose another folder or ask to overwrite it"
         )
-    known = {KOSMOS2_JSON, CONFIG_JSON} & names or any(name.endswith(".pt") for name in names)
+    known = {KOSMOS2_JSON, CONFIG_JSON, ADAPTER_CONFIG_JSON} & names or any(
+        name.endswith(".pt") for name in names
+    )
     if not known:
         raise CheckpointError(f"{destination} holds no checkpoint, so it is not overwritten")

@@ -67,6 +67,11 @@ class Entry:
         axes = _TO_FOREIGN[self.transform]
         return self.shape if axes is None else tuple(self.shape[axis] for axis in axes)
 
+    def our_shape(self, shape: Shape) -> Shape:
+        """The shape in our layout of a foreign tensor of any size."""
+        axes = _TO_OURS[self.transform]
+        return tuple(shape) if axes is None else tuple(shape[axis] for axis in axes)
+
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         """The foreign tensor in our layout, contiguous."""
         return _permuted(tensor, _TO_OURS[self.transform])
@@ -105,7 +110,7 @@ class Table:
 
     def entries(self, config: Kosmos2Config) -> tuple[Entry, ...]:
         """Every parameter of the model, the head's copy and the buffers not counted."""
-        return _entries(self.rows, config)
+        return entries(self.rows, config)
 
     def shapes(self, config: Kosmos2Config) -> dict[str, Shape]:
         """Name and shape of every tensor of a full file: 886 (888) names for 24 + 24 layers."""
@@ -116,16 +121,15 @@ class Table:
 
 
 @functools.lru_cache(maxsize=8)
-def _entries(rows: tuple[Row, ...], config: Kosmos2Config) -> tuple[Entry, ...]:
-    entries = []
+def entries(rows: tuple[Row, ...], config: Kosmos2Config) -> tuple[Entry, ...]:
+    """The tensors of one model that some rows stand for."""
+    found = []
     for row in rows:
         shape = tuple(_size(size, config) for size in row.sizes)
         layers = 1 if row.stack is None else _size(_STACKS[row.stack], config)
         for i in range(layers):
-            entries.append(
-                Entry(row.ours.format(i=i), row.foreign.format(i=i), row.transform, shape)
-            )
-    return tuple(entries)
+            found.append(Entry(row.ours.format(i=i), row.foreign.format(i=i), row.transform, shape))
+    return tuple(found)
 
 
 def _size(size: Size, config: Kosmos2Config) -> int:

@@ -39,6 +39,8 @@ def save_folder(
 ) -> None:
     """Writes our folder; the only format that holds every kind of position.
 
+    Of several processes, the one that calls it writes alone.
+
     Args:
       folder: to create; see `files.new_folder`.
       params: our parameter tree, nested or flat, NumPy or JAX arrays, scanned or not; stored
@@ -53,6 +55,7 @@ def save_folder(
       CheckpointError: parameters or a vocabulary that do not fit `config`, or a folder that may
         not be written.
     """
+    import jax
     import orbax.checkpoint as ocp
 
     check_vocabulary(vocabulary, config, str(folder))
@@ -68,7 +71,11 @@ def save_folder(
         if vocabulary is not None:
             (partial / _TOKENIZER).mkdir()
             write_sentencepiece(partial / _TOKENIZER, vocabulary)
-        with ocp.StandardCheckpointer() as checkpointer:
+        number = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"{number}"
+        )
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
             checkpointer.save(partial.resolve() / _PARAMS, tree)
 
 

@@ -38,34 +38,40 @@ class _Place(NamedTuple):
 
 
 class SafetensorsReader:
-    """The tensors of a folder with one safetensors file or an index of several.
+    """The tensors of a safetensors file, or of a folder with one or an index of several.
 
     Tensors are read, not mapped, so that memory holds no more than what is kept of them.
 
     Args:
-      folder: holds `model.safetensors` or `model.safetensors.index.json`.
+      path: the file, or a folder with `model.safetensors` or `model.safetensors.index.json`.
+
+      buffers: whether tensors that are no floating-point numbers are passed over; they are an
+        error otherwise.
 
     Raises:
       CheckpointError: no weights, a missing or damaged file, or an index that does not fit.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, path: Path, *, buffers: bool = False) -> None:
         self._places: dict[str, _Place] = {}
-        for name in _file_names(folder):
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder / name} is missing, but the index names it")
-            self._places |= _places(folder / name)
-        self._check_index()
+        if path.is_file():
+            self._places = _places(path, buffers)
+            return
+        for name in _file_names(path):
+            if not (path / name).is_file():
+                raise CheckpointError(f"{path / name} is missing, but the index names it")
+            self._places |= _places(path / name, buffers)
+        if not buffers:
+            self._check_index(path)
 
     @property
     def shapes(self) -> dict[str, Shape]:
         """Name and shape of every tensor."""
         return {name: place.shape for name, place in self._places.items()}
 
-    def _check_index(self) -> None:
-        index = self._folder / INDEX_FILE
-        if (self._folder / SINGLE_FILE).is_file() or not index.is_file():
+    def _check_index(self, folder: Path) -> None:
+        index = folder / INDEX_FILE
+        if (folder / SINGLE_FILE).is_file() or not index.is_file():
             return
         promised = set(_weight_map(index))
         if promised != set(self._places):
@@ -80,7 +86,7 @@ class SafetensorsReader:
         return flat.reshape(place.shape).astype(np.float32, copy=False)
 
 
-def _places(path: Path) -> dict[str, _Place]:
+def _places(path: Path, buffers: bool) -> dict[str, _Place]:
     try:
         # Checks the header, its offsets and the size of the file.
         with safe_open(path, framework="numpy"):
@@ -91,6 +97,8 @@ def _places(path: Path) -> dict[str, _Place]:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
+    if buffers:
+        header = {name: entry for name, entry in header.items() if entry["dtype"] in _FLOATS}
     for name, entry in header.items():
         if entry["dtype"] not in _FLOATS:
             raise CheckpointError(

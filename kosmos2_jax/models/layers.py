@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from kosmos2_jax.config import ATTENTION, FULL, MINIMAL, NONE
 from kosmos2_jax.models.attention_kernels import ATTENTION_OUTPUT
 from kosmos2_jax.models.initializers import torch_linear
+from kosmos2_jax.partitioning import gather
 
 
 class Linear(nn.Module):
@@ -50,6 +51,7 @@ class Linear(nn.Module):
             nn.with_logical_partitioning(self.bias_init or default, self.axes[1:]),
             (self.features,),
         )
+        kernel = gather(kernel, self.axes, self.dtype)
         # One two-dimensional product: on CPU its gradient takes half the time of a batched one.
         flat = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
         return flat.reshape(*x.shape[:-1], self.features) + bias.astype(self.dtype)

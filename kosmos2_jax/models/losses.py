@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from kosmos2_jax.partitioning import constrain
+from kosmos2_jax.partitioning import constrain, gather
 
 
 def token_losses(logits: Float[Array, "B L V"], targets: Int[Array, "B L"]) -> Float[Array, "B L"]:
@@ -50,6 +50,8 @@ def score_targets(
       vocab_size: see `tied_logits`.
     """
     length = targets.shape[1]
+    # Once, not for each chunk; in float32 again, in which the chunks' gradients are summed up.
+    table = gather(jnp.asarray(table), ("vocab", "embed"), hidden.dtype).astype(table.dtype)
     if not 0 < chunk < length:
         return _score(hidden, table, targets, vocab_size)
     missing = -length % chunk

@@ -14,7 +14,7 @@ from kosmos2_jax.config import AUTO, NONE, VisionConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import torch_linear
 from kosmos2_jax.models.layers import LayerNorm, Linear, quick_gelu, run_layers
-from kosmos2_jax.partitioning import constrain
+from kosmos2_jax.partitioning import constrain, gather
 
 
 class VisionAttention(nn.Module):
@@ -87,13 +87,13 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, pixels: Float[Array, "B S S 3"]) -> Float[Array, "B P D"]:
         p, g, dim = self.config.patch_size, self.config.grid, self.config.hidden_size
+        axes = (None, None, None, "vision_embed")
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(
-                torch_linear(3 * p * p), (None, None, None, "vision_embed")
-            ),
+            nn.with_logical_partitioning(torch_linear(3 * p * p), axes),
             (p, p, 3, dim),
         )
+        kernel = gather(kernel, axes, self.dtype)
         patches = pixels.astype(self.dtype).reshape(-1, g, p, g, p, 3)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, g * g, p * p * 3)
         return patches @ kernel.astype(self.dtype).reshape(p * p * 3, dim)

@@ -3,6 +3,9 @@
 Dropout follows from the seed and the number of the update, so that nothing else needs to be saved.
 A checkpoint is committed by renaming its folder, and only after a manifest of its files was
 written (`manifest.py`): what has its final name and fits its manifest is what was saved.
+
+With several processes, whose `folder` is one and the same, each writes its parts of the arrays and
+its place in the data; the manifest is written by process 0 when all are done.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from kosmos2_jax.data.packed_pipeline import PackedBatches
 from kosmos2_jax.errors import CheckpointError
+from kosmos2_jax.training.data_places import RestorePlaces, SavePlace
 from kosmos2_jax.training.manifest import find_damage, write_manifest
+from kosmos2_jax.training.processes import first_does
 from kosmos2_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -28,7 +32,9 @@ _policies = ocp.checkpoint_managers
 class RunCheckpoints:
     """Saves and restores (state, data position) under `folder`; the latest and the best stay."""
 
-    def __init__(self, folder: Path, keep: int, best_mode: str = "max") -> None:
+    def __init__(
+        self, folder: Path, keep: int, best_mode: str = "max", *, keeps_place: bool = True
+    ) -> None:
         """Opens or creates `folder`, so that its newest checkpoint is a whole one.
 
         Newer ones that are damaged are moved to the folder's sibling `NAME.damaged`, with a
@@ -39,6 +45,8 @@ class RunCheckpoints:
           keep: how many of the latest stay.
           best_mode: "max" or "min", which of the figures given to `note` is the best; its
             checkpoint stays too.
+          keeps_place: whether this process saves its place in the data, see
+            `kosmos2_jax.training.processes.DataShard`.
 
         Raises:
           CheckpointError: there are checkpoints, but no whole one.
@@ -46,7 +54,8 @@ class RunCheckpoints:
         self._folder = folder.absolute()
         self._figures: dict[int, float] = {}
         self._sign = {"max": 1.0, "min": -1.0}[best_mode]
-        _set_aside_damaged(self._folder)
+        self._keeps_place = keeps_place
+        first_does(lambda: _set_aside_damaged(self._folder))
         self._saved: int | None = None
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -89,7 +98,7 @@ class RunCheckpoints:
         """
         if step == self._saved:
             return
-        place = {"bytes": np.frombuffer(batches.get_state(), np.uint8)}
+        place = batches.get_state() if self._keeps_place else b""
         self._wait()
         self._saved = step
         try:
@@ -97,7 +106,7 @@ class RunCheckpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state._asdict()),
-                    data=ocp.args.StandardSave(place),
+                    data=SavePlace(batches.shard, place, self._keeps_place),
                 ),
             )
         except Exception as error:
@@ -138,6 +147,9 @@ class RunCheckpoints:
     ) -> TrainState:
         """The state, straight into its shardings; moves `batches` to where they were.
 
+        Neither need be those of the run that saved: any mesh, any number of processes and of
+        shards of the data will do.
+
         Args:
           step: see `latest` and `best`.
           shapes: abstract state.
@@ -149,28 +161,26 @@ class RunCheckpoints:
         """
         self._wait()
         # Of the latest, this was found out when the folder was opened.
-        if step != self.latest() and (damage := find_damage(self._folder / str(step))):
-            raise CheckpointError(
-                f"checkpoint {step} in {self._folder} is damaged ({damage}); remove it"
-            )
+        if step != self.latest():
+            first_does(lambda: _check(self._folder / str(step)))
+        items = {} if batches is None else {"data": RestorePlaces(batches.shard)}
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
         )
         try:
             restored = self._manager.restore(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target._asdict()),
-                    data=ocp.args.StandardRestore(),
-                ),
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(target._asdict()), **items),
             )
+        except CheckpointError:
+            raise
         except (ValueError, KeyError, OSError) as error:
             raise CheckpointError(
                 f"checkpoint {step} in {self._folder} does not fit this run ({_reason(error)}); "
                 "give another --workdir, or the settings it was started with"
             ) from error
         if batches is not None:
-            batches.set_state(np.asarray(restored["data"]["bytes"]).tobytes())
+            batches.set_state(*restored["data"])
         return TrainState(**restored["state"])
 
     def close(self) -> None:
@@ -196,6 +206,11 @@ class _Best(_policies.PreservationPolicy):
     def should_preserve(self, checkpoints, *, context):
         best = self._checkpoints._best_of([info.step for info in checkpoints])
         return [info.step == best for info in checkpoints]
+
+
+def _check(folder: Path) -> None:
+    if damage := find_damage(folder):
+        raise CheckpointError(f"checkpoint {folder} is damaged ({damage}); remove it")
 
 
 def _set_aside_damaged(folder: Path) -> None:

@@ -1,38 +1,50 @@
-"""Metrics to a JSONL file and TensorBoard."""
+"""Metrics to a JSONL file and TensorBoard; of several processes, process 0 writes."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.training.processes import first_does, is_first
+
+_FILE = "metrics.jsonl"
 
 
 class MetricLog:
     """Writes scalars by update; what a resumed run will write again is removed first."""
 
-    def __init__(self, folder: Path, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int = 0,
+        wandb_project: str = "",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Opens `folder/metrics.jsonl` and TensorBoard's files beside it.
 
         Args:
-          folder: created if missing.
+          folder: created if missing; one for all processes.
           first_step: lines of later updates are dropped (a run was killed after its checkpoint).
+          wandb_project: of Weights & Biases, which gets the metrics too; empty for none.
+          settings: of the run, for Weights & Biases.
+
+        Raises:
+          ConfigError: Weights & Biases is asked for and not installed.
         """
         from tensorboardX import SummaryWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        kept = [
-            line
-            for line in (path.read_text().splitlines() if path.exists() else [])
-            # A line cut short by a kill belongs to an update after the checkpoint.
-            if line.endswith("}") and json.loads(line)["step"] <= first_step
-        ]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.replace(path)  # a kill at this moment must not lose the lines of days
-        self._former = [json.loads(line) for line in kept]
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        path = folder / _FILE
+        first_does(lambda: _cut(path, first_step))
+        self._former = [json.loads(line) for line in _lines(path, first_step)]
+        self._writes = is_first()
+        if self._writes:
+            self._file = path.open("a")
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+            self._wandb = _start_wandb(folder, wandb_project, settings) if wandb_project else None
 
     def former(self, name: str) -> dict[int, float]:
         """Values of a metric by update, of earlier starts of the run."""
@@ -47,12 +59,55 @@ class MetricLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line, to disk at once."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(values), step=step)
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
+            if self._wandb:
+                self._wandb.finish()
+
+
+def _lines(path: Path, last_step: int) -> list[str]:
+    return [
+        line
+        for line in (path.read_text().splitlines() if path.exists() else [])
+        # A line cut short by a kill belongs to an update after the checkpoint.
+        if line.endswith("}") and json.loads(line)["step"] <= last_step
+    ]
+
+
+def _cut(path: Path, last_step: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in _lines(path, last_step)))
+    partial.replace(path)  # a kill at this moment must not lose the lines of days
+
+
+def _start_wandb(folder: Path, project: str, settings: Mapping[str, Any] | None) -> Any:
+    """A run of Weights & Biases, the same one whenever the work folder is the same."""
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"wandb_project is {project!r}, but wandb is missing: pip install wandb, or leave the "
+            "setting empty"
+        ) from None
+    number = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(
+        project=project,
+        dir=str(folder),
+        id=number,
+        name=folder.name,
+        resume="allow",
+        config=dict(settings or {}),
+    )

@@ -31,23 +31,25 @@ class SkippedUpdates:
             self.total += int(values["skipped"])
             self.in_row = int(values["skipped_in_row"])
 
-    def check(self, step: int, batch: Mapping[str, jax.Array], folder: Path) -> None:
+    def check(self, step: int, batch: Mapping[str, np.ndarray], folder: Path) -> None:
         """Saves the batch of the last update and stops the run if too many were skipped in a row.
 
         A row that ended before its metrics were read is only counted: the run has recovered.
 
         Args:
           step: the last update read.
-          batch: its batch.
-          folder: gets `nonfinite_batch_{step}.npz`, an array for each feature.
+          batch: its rows that this process has read.
+          folder: gets `nonfinite_batch_{step}.npz`, or with several processes
+            `nonfinite_batch_{step}_{process}.npz`, an array for each feature.
 
         Raises:
           TrainingError: it is stopped.
         """
         if self.in_row < self._limit:
             return
-        file = folder / f"nonfinite_batch_{step}.npz"
-        np.savez(file, **jax.device_get(dict(batch)))
+        process = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
+        file = folder / f"nonfinite_batch_{step}{process}.npz"
+        np.savez(file, **batch)
         raise TrainingError(
             f"the loss or gradient of the last {self.in_row} updates, up to update {step}, was not "
             f"finite and they were skipped; the last batch is in {file}: look into it, or give "

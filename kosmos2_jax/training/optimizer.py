@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.config import build_dataclass
+from kosmos2_jax.training.groups import ParameterGroup, ParameterGroups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,8 @@ class OptimizerConfig:
       epsilon: added to the root of the second moment before bias correction (trap T-27).
       weight_decay: of every parameter, norms and biases included.
       clip_norm: largest global norm of the gradient.
-      factors: of the learning rate, by beginning of the path of a parameter ("vision",
-        "decoder/token_embedding"); the longest that fits counts, and 1 where none does.
+      groups: learning rates, decay and freezing of parts of the model, by name of the group; see
+        `groups.find_groups`.
     """
 
     learning_rate: float = 2e-4
@@ -38,7 +39,17 @@ class OptimizerConfig:
     epsilon: float = 1e-6
     weight_decay: float = 0.01
     clip_norm: float = 2.0
-    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    groups: Mapping[str, ParameterGroup] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        groups = {
+            # Configuration files give plain mappings.
+            name: build_dataclass(ParameterGroup, group, f"optimizer.groups.{name}.")
+            if isinstance(group, Mapping)
+            else group
+            for name, group in self.groups.items()
+        }
+        object.__setattr__(self, "groups", groups)
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
@@ -102,40 +113,50 @@ def updates_made(opt_state: optax.OptState) -> int:
     return next(int(part.count) for part in parts if isinstance(part, AdamState))
 
 
-def scale_by_part(factors: Mapping[str, float]) -> optax.GradientTransformation:
-    """Multiplies updates by the factor of their part of the model, see `OptimizerConfig`.
+def add_decay(weight_decay: float, groups: ParameterGroups) -> optax.GradientTransformation:
+    """Adds decay times parameters, the decay being that of their group or else `weight_decay`."""
 
-    Raises:
-      ConfigError: a name that no parameter's path begins with.
-    """
+    def decay_of(group: ParameterGroup) -> float:
+        return weight_decay if group.weight_decay is None else group.weight_decay
 
-    def update(updates, params=None):
-        del params
-        unused = set(factors)
-
-        def scale(path, value):
-            path = jax.tree_util.keystr(path, simple=True, separator="/")
-            fitting = [name for name in factors if f"{path}/".startswith(f"{name}/")]
-            unused.difference_update(fitting)
-            return value * factors[max(fitting, key=len)] if fitting else value
-
-        scaled = jax.tree_util.tree_map_with_path(scale, updates)
-        if unused:
-            raise ConfigError(
-                f"optimizer.factors names {', '.join(sorted(unused))}, but the model's parts are "
-                f"{', '.join(sorted(updates))} and what lies in them"
-            )
-        return scaled
+    def update(updates, params):
+        decays = groups.numbers(updates, decay_of)
+        return jax.tree.map(lambda u, p, decay: u + decay * p, updates, params, decays)
 
     return optax.stateless(update)
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, Adam, decay and the schedule, in the reference's order."""
+def scale_by_group(groups: ParameterGroups) -> optax.GradientTransformation:
+    """Multiplies updates by the factor of their group."""
+
+    def update(updates, params=None):
+        del params
+        factors = groups.numbers(updates, lambda group: group.learning_rate_factor)
+        return jax.tree.map(lambda u, factor: u * factor, updates, factors)
+
+    return optax.stateless(update)
+
+
+def make_optimizer(
+    config: OptimizerConfig, groups: ParameterGroups | None = None
+) -> optax.GradientTransformation:
+    """Clipping, Adam, decay and the schedule, in the reference's order.
+
+    Args:
+      config: settings.
+      groups: what `find_groups` made of `config.groups`; the transformation then works on trees of
+        what they train (`ParameterGroups.trained`). None for trees of any kind, all with the same
+        settings.
+
+    Raises:
+      ValueError: `config` has groups, but no `groups` are given.
+    """
+    stages = [clip_gradient(config.clip_norm), scale_by_reference_adam(config)]
+    rate = optax.scale_by_learning_rate(learning_rate_schedule(config))
+    if groups is None:
+        if config.groups:
+            raise ValueError("a config with groups needs those that find_groups makes of it")
+        return optax.chain(*stages, optax.add_decayed_weights(config.weight_decay), rate)
     return optax.chain(
-        clip_gradient(config.clip_norm),
-        scale_by_reference_adam(config),
-        optax.add_decayed_weights(config.weight_decay),
-        optax.scale_by_learning_rate(learning_rate_schedule(config)),
-        scale_by_part(config.factors),
+        *stages, add_decay(config.weight_decay, groups), rate, scale_by_group(groups)
     )

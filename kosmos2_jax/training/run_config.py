@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.models.lora import LoraConfig
 from kosmos2_jax.training.optimizer import OptimizerConfig
 
 
@@ -26,6 +28,10 @@ class EvaluationConfig:
         best is kept beside the latest, and its model exported as `best` at the end. Empty for
         none.
       best_mode: "max" or "min", which values of it are good.
+      loss_mixture: mixture or task whose targets are predicted one by one, for "loss", "accuracy"
+        and their kinds; empty for none.
+      loss_split: which split of it; tasks without it are left out.
+      loss_rows: rows of it, the first ones.
     """
 
     tasks: tuple[str, ...] = ()
@@ -36,19 +42,29 @@ class EvaluationConfig:
     max_new_tokens: int = 16
     best_metric: str = ""
     best_mode: str = "max"
+    loss_mixture: str = ""
+    loss_split: str = "validation"
+    loss_rows: int = 256
 
     def __post_init__(self) -> None:
         if self.best_mode not in ("max", "min"):
             raise ConfigError(f"evaluation.best_mode must be max or min, not {self.best_mode!r}")
-        if self.best_metric and not (self.tasks and self.every):
+        if self.best_metric and not (self.measures and self.every):
             raise ConfigError(
-                f"evaluation.best_metric {self.best_metric!r} needs evaluation.tasks, and "
-                "evaluation.every above 0"
+                f"evaluation.best_metric {self.best_metric!r} needs evaluation.tasks or "
+                "evaluation.loss_mixture, and evaluation.every above 0"
             )
+        if self.loss_rows < 1:
+            raise ConfigError(f"evaluation.loss_rows must be at least 1, not {self.loss_rows}")
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.tasks or self.loss_mixture)
 
     def due(self, step: int) -> bool:
         """Whether there is an evaluation after update `step`, unless it is the last one."""
-        return bool(self.tasks and self.every) and step % self.every == 0
+        return bool(self.measures and self.every) and step % self.every == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +88,35 @@ class WarmStartConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitFromConfig:
+    """A checkpoint whose values a run begins with; see `kosmos2_jax.training.init_from`.
+
+    Attributes:
+      path: a Hugging Face folder, a fairseq `.pt` file, a folder of ours, or CLIP's vision tower
+        (a Hugging Face folder, `.safetensors`, or a torch file); empty for initial values.
+      assignments: (pattern, replacement) pairs of regular expressions over our paths of
+        parameters, as `vision/position_embedding`: the first whose pattern matches a whole path
+        says where in the checkpoint its value is found; an empty replacement leaves it at its
+        initial value. A path that none matches is found under its own name.
+      allow_missing: regular expression of paths that may stay at their initial values because the
+        checkpoint lacks them; ".*" for all, empty for none.
+    """
+
+    path: str = ""
+    assignments: tuple[tuple[str, str], ...] = ()
+    allow_missing: str = ""
+
+    def __post_init__(self) -> None:
+        for pattern in (self.allow_missing, *(pair[0] for pair in self.assignments)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(
+                    f"init_from: {pattern!r} is no regular expression ({error})"
+                ) from None
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A whole run.
 
@@ -82,7 +127,12 @@ class RunConfig:
       evaluation: what is measured.
       mesh: devices along each mesh axis, see `kosmos2_jax.partitioning.make_mesh`.
       seed: of initial values, dropout and the order of the data.
-      warm_start: of the vision tower.
+      init_from: a checkpoint to begin with.
+      warm_start: a first training of the vision tower, where there is no checkpoint.
+      lora: adapters of linear layers, which are then all that is trained.
+      ema_decay: after each update, the average of the trained parameters becomes `ema_decay` times
+        itself plus the rest of the new ones; it begins as the initial values. Evaluation and the
+        exported model use it. 0 for no average.
       micro_batches: parts that a batch is worked through in, one after the other; the loss stays
         the mean over all tokens of the update.
       loss_chunk: tokens of a row whose logits are held at a time; 0 for all. Saves memory where
@@ -92,6 +142,9 @@ class RunConfig:
       keep_checkpoints: how many of the latest stay.
       max_skipped_updates: so many updates in a row whose loss or gradient is not finite stop the
         run; noticed when metrics are written, every `log_every` updates.
+      profile_steps: first and last update of a trace in `profile/` of the work folder; empty for
+        none.
+      wandb_project: of Weights & Biases, which gets the metrics too; empty for none.
       no_repeat_ngram_size: of the generation settings stored with the model; 0 for none.
     """
 
@@ -101,13 +154,18 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
     seed: int = 0
+    init_from: InitFromConfig = InitFromConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
+    lora: LoraConfig = LoraConfig()
+    ema_decay: float = 0.0
     micro_batches: int = 1
     loss_chunk: int = 0
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     max_skipped_updates: int = 10
+    profile_steps: tuple[int, ...] = ()
+    wandb_project: str = ""
     no_repeat_ngram_size: int = 3
 
     def __post_init__(self) -> None:
@@ -120,8 +178,50 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.init_from.path and self.warm_start.steps:
+            raise ConfigError(
+                "init_from.path and warm_start.steps exclude each other: a checkpoint has a "
+                "trained vision tower already"
+            )
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(f"ema_decay must be from 0 to below 1, not {self.ema_decay}")
+        if self.lora.rank and self.warm_start.steps:
+            raise ConfigError(
+                "lora.rank keeps the values that a model has, and warm_start.steps makes new ones; "
+                "set one of them to 0"
+            )
+        steps = tuple(self.profile_steps)
+        if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
+            raise ConfigError(
+                f"profile_steps must be empty or the first and the last update, not {steps}"
+            )
         if self.data.batch_size % self.micro_batches:
             raise ConfigError(
                 f"data.batch_size {self.data.batch_size} is not a multiple of micro_batches "
                 f"{self.micro_batches}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRun:
+    """An evaluation of a finished model, see `kosmos2_jax.evaluate`.
+
+    Attributes:
+      checkpoint: a folder or file of any format that `kosmos2_jax.interop.convert.load` reads.
+      tokenizer: its files, where the checkpoint lacks them.
+      data: where the tasks' data lie; `tasks`, `folder`, and what encoding needs.
+      evaluation: what is measured; `examples` a task, 0 for all.
+      split: of the tasks.
+      mesh: see `RunConfig`.
+      dtype: of activations.
+      seed: of what is left to chance in encoding.
+    """
+
+    checkpoint: str = ""
+    tokenizer: str = ""
+    data: DataConfig = DataConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    split: str = "test"
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
+    dtype: str = "float32"
+    seed: int = 0

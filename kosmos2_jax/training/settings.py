@@ -4,44 +4,66 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from kosmos2_jax.config import build_dataclass
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.training.processes import ProcessSettings
 from kosmos2_jax.training.run_config import RunConfig
+
+Run = TypeVar("Run")
 
 
 @dataclasses.dataclass(frozen=True)
-class CommandLine:
-    """What was asked for: the run and its work folder."""
+class CommandLine(Generic[Run]):
+    """What was asked for.
 
-    run: RunConfig
+    Attributes:
+      run: the run.
+      workdir: its work folder.
+      processes: how to find the other processes; None for one process.
+    """
+
+    run: Run
     workdir: Path
+    processes: ProcessSettings | None = None
 
 
-def parse_command_line(argv: Sequence[str]) -> CommandLine:
-    """Reads `--config=FILE[:ARG] --config.NAME=VALUE … --workdir=DIR`.
+def parse_command_line(argv: Sequence[str], program: type[Run] = RunConfig) -> CommandLine[Run]:
+    """Reads `--config=FILE[:ARG] --config.NAME=VALUE … --workdir=DIR`, or gin's counterpart.
+
+    That is `--gin_file=FILE … --gin.NAME=VALUE … --gin.MODEL_DIR="'DIR'"`, and
+    `--gin_search_paths=FOLDER,…`; see `kosmos2_jax.training.gin_settings`.
+
+    For several processes also `--distributed`, or `--coordinator=HOST:PORT --num_processes=N
+    --process_id=I`; see `kosmos2_jax.training.processes.ProcessSettings`.
 
     Args:
       argv: the program's name, then its arguments.
+      program: `RunConfig` for training, `EvaluationRun` for evaluation.
 
     Raises:
       ConfigError: a file that is not there, an unknown or ill-typed setting or option, named.
     """
+    if any(re.match(r"--?gin[._]", argument) for argument in argv):
+        return _parse_gin(argv, program)
     values = _read_flags(argv, needed=("config", "workdir"))
-    return CommandLine(_run_of(values), Path(values.workdir))
+    run = build_dataclass(program, values.config.to_dict())
+    return CommandLine(run, Path(values.workdir), _processes_of(values))
 
 
 def parse_run(argv: Sequence[str]) -> RunConfig:
     """Reads `--config=FILE[:ARG] --config.NAME=VALUE …`, as `parse_command_line` does."""
-    return _run_of(_read_flags(argv, needed=("config",)))
+    return build_dataclass(RunConfig, _read_flags(argv, needed=("config",)).config.to_dict())
 
 
-def to_config_dict(run: RunConfig) -> ConfigDict:
+def to_config_dict(run: Any) -> ConfigDict:
     """The run as an `ml_collections.ConfigDict`, the form configuration files return."""
     return ConfigDict(dataclasses.asdict(run))
 
@@ -54,6 +76,7 @@ def _read_flags(argv: Sequence[str], needed: Sequence[str]) -> flags.FlagValues:
     )
     if "workdir" in needed:
         flags.DEFINE_string("workdir", None, "Where the run writes.", flag_values=values)
+        _define_processes(values)
     try:
         rest = values(arguments)
     except flags.Error as error:
@@ -71,8 +94,57 @@ def _read_flags(argv: Sequence[str], needed: Sequence[str]) -> flags.FlagValues:
     return values
 
 
-def _run_of(values: flags.FlagValues) -> RunConfig:
-    return build_dataclass(RunConfig, values.config.to_dict())
+def _parse_gin(argv: Sequence[str], program: type[Run]) -> CommandLine[Run]:
+    bindings = [argument for argument in argv if re.match(r"--?gin\.", argument)]
+    values = flags.FlagValues()
+    flags.DEFINE_multi_string("gin_file", [], "The run, in files.", flag_values=values)
+    flags.DEFINE_list("gin_search_paths", [], "Folders of gin files.", flag_values=values)
+    _define_processes(values)
+    try:
+        rest = values([argument for argument in argv if argument not in bindings])
+    except flags.Error as error:
+        raise ConfigError(
+            f"{error}; a run from gin files is --gin_file=FILE, --gin.NAME=VALUE and "
+            "--gin.MODEL_DIR=\"'DIR'\", without --config and --workdir"
+        ) from None
+    if len(rest) > 1:
+        raise ConfigError(f"unexpected argument {rest[1]!r}; settings are --gin.NAME=VALUE")
+    if not values.gin_file:
+        raise ConfigError("--gin_file is missing: give --gin_file=FILE")
+    from kosmos2_jax.training.gin_settings import read_gin
+
+    run, folder = read_gin(
+        "train" if program is RunConfig else "evaluate",
+        program,
+        values.gin_file,
+        [re.sub(r"^--?gin\.", "", binding) for binding in bindings],
+        values.gin_search_paths,
+    )
+    _check_types(run, program)
+    return CommandLine(run, Path(folder), _processes_of(values))
+
+
+def _check_types(run: Any, program: type) -> None:
+    """gin takes any value for any setting; an `ml_collections.ConfigDict` knows their types."""
+    typed = to_config_dict(program())
+    try:
+        typed.update(dataclasses.asdict(run))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(" ".join(str(error.args[0]).split())) from None
+
+
+def _define_processes(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool(
+        "distributed", False, "One of several processes that find each other.", flag_values=values
+    )
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "How many there are.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which this is, from 0.", flag_values=values)
+
+
+def _processes_of(values: flags.FlagValues) -> ProcessSettings | None:
+    settings = ProcessSettings(values.coordinator, values.num_processes, values.process_id)
+    return settings if values.distributed or settings != ProcessSettings() else None
 
 
 def _installed_config(argument: str) -> str:

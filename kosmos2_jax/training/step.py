@@ -11,6 +11,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kosmos2_jax.partitioning import constrain
+from kosmos2_jax.training.groups import ParameterGroups, find_groups
 from kosmos2_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -26,6 +27,8 @@ def make_train_step(
     batch_sharding: NamedSharding,
     seed: int,
     micro_batches: int = 1,
+    groups: ParameterGroups | None = None,
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled update. The old state is donated; metrics stay on the device.
 
@@ -34,10 +37,11 @@ def make_train_step(
     resumed run repeats it.
 
     An update whose loss or gradient norm is not finite is skipped, which metric `skipped` tells
-    (1 or 0; `skipped_in_row`: how many since the last that was not). Parameters and the
-    optimiser's state, with its count of updates, stay what they were, as with fairseq's overflows
-    and `optax.apply_if_finite`. So moments and their bias correction stay true, and the schedule
-    waits. The batch is spent nevertheless: `step` goes on, and with it dropout and the data.
+    (1 or 0; `skipped_in_row`: how many since the last that was not). Parameters, their average and
+    the optimiser's state, with its count of updates, stay what they were, as with fairseq's
+    overflows and `optax.apply_if_finite`. So moments and their bias correction stay true, and the
+    schedule waits. The batch is spent nevertheless: `step` goes on, and with it dropout and the
+    data.
 
     Args:
       loss_fn: sums over the rows it is given.
@@ -47,33 +51,43 @@ def make_train_step(
       seed: of dropout.
       micro_batches: parts that a batch is worked through in, one after the other; each device's
         rows must be divisible by it, see `kosmos2_jax.partitioning.check_mesh`.
+      groups: what is trained, and whose gradient norms are reported beside that of all, as
+        `gradient_norm/NAME`; by default everything is, part by part.
+      ema_decay: of the average of the trained parameters, see `RunConfig`; 0 for none.
     """
-    grad_fn = jax.grad(lambda *args: _with_loss(*loss_fn(*args)), has_aux=True)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        among = find_groups({}, state.params) if groups is None else groups
+        old = among.trained(state.params)
 
-        def placed_grads(*args: Any) -> tuple[Any, Sums]:
+        def loss_of_trained(trained: Any, *args: Any) -> tuple[jax.Array, Sums]:
+            # Frozen parameters are constants here, so that nothing is computed for their gradient.
+            return _with_loss(*loss_fn(among.merged(state.params, trained), *args))
+
+        def grad_fn(*args: Any) -> tuple[Any, Sums]:
             # As the parameters, so that a device sums up its own share only.
-            grads, sums = grad_fn(*args)
-            return jax.lax.with_sharding_constraint(grads, shardings.params), sums
+            grads, sums = jax.grad(loss_of_trained, has_aux=True)(*args)
+            places = among.trained_shardings(shardings.params)
+            return jax.lax.with_sharding_constraint(grads, places), sums
 
         if micro_batches == 1:
-            grads, sums = placed_grads(state.params, batch, dropout_key)
+            grads, sums = grad_fn(old, batch, dropout_key)
         else:
-            grads, sums = _accumulate(placed_grads, state.params, batch, dropout_key, micro_batches)
+            grads, sums = _accumulate(grad_fn, old, batch, dropout_key, micro_batches)
         grads = jax.tree.map(lambda g: g / sums["weight"], grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, old)
+        new = optax.apply_updates(old, updates)
+        ema = optax.incremental_update(new, state.ema, 1 - ema_decay) if ema_decay else state.ema
         loss = sums.pop("loss") / sums["weight"]
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         # A choice of values, not a branch, so that it melts into the update and old and new
         # arrays still share their memory.
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
+        new, opt_state, ema = jax.tree.map(
+            lambda after, before: jnp.where(finite, after, before),
+            (new, opt_state, ema),
+            (old, state.opt_state, state.ema),
         )
         skipped = jnp.logical_not(finite).astype(jnp.int32)
         in_row = (state.skipped_in_row + 1) * skipped
@@ -82,9 +96,11 @@ def make_train_step(
             "gradient_norm": norm,
             "skipped": skipped,
             "skipped_in_row": in_row,
+            **{f"gradient_norm/{name}": value for name, value in among.norms(grads).items()},
             **sums,
         }
-        return TrainState(state.step + 1, params, opt_state, in_row), metrics
+        params = among.merged(state.params, new)
+        return TrainState(state.step + 1, params, opt_state, in_row, ema), metrics
 
     everywhere = NamedSharding(batch_sharding.mesh, PartitionSpec())
     return jax.jit(

@@ -62,12 +62,12 @@ def load_image(source: ImageSource) -> Image.Image:
     name = f"Picture {os.fspath(source)!r}" if isinstance(source, str | os.PathLike) else "Picture"
     with _open(source, name) as image:
         _check_size(image, name)
-        return _to_rgb(image, name)
+        return _to_rgb(image, name, is_ours=True)
 
 
 def square_pixels(image: Image.Image, size: int) -> np.ndarray:
     """Returns the picture squashed to a square, uint8 [size, size, 3] (spec section 3.2)."""
-    return np.array(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+    return np.array(_rgb(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def crop_pixels(image: Image.Image, size: int) -> np.ndarray:
@@ -84,7 +84,7 @@ def crop_pixels(image: Image.Image, size: int) -> np.ndarray:
             f"A picture of {image.width}x{image.height} pixels is too narrow to crop: use one "
             "with more even sides, or the square mode."
         )
-    resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    resized = _rgb(image).resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return np.array(resized.crop((left, top, left + size, top + size)))
 
@@ -161,7 +161,13 @@ def _open(source: str | os.PathLike[str] | bytes | BinaryIO, name: str) -> Image
         raise ImageError(f"{name} cannot be read as a picture: {error}.") from None
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _rgb(image: Image.Image) -> Image.Image:
+    """The picture itself if it is RGB: Pillow's `convert` would copy it."""
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_rgb(image: Image.Image, name: str, *, is_ours: bool = False) -> Image.Image:
+    """Decodes; unless it is ours alone, what comes back is another picture."""
     try:
         if image.mode == "I" or image.mode.startswith("I;16"):
             return _from_sixteen_bits(np.asarray(image, np.int64), name)
@@ -170,6 +176,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         if "A" in image.getbands() or image.info.get("transparency") is not None:
             white = Image.new("RGBA", image.size, "white")
             return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        if is_ours:
+            image.load()
+            # Pixels that are mapped from a file would change with it.
+            return image.convert("RGB") if image.readonly else _rgb(image)
         return image.convert("RGB")
     except ImageError:
         raise

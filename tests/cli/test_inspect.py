@@ -51,7 +51,7 @@ def inspect(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, st
 
 def test_packed_rows_of_prepared_sources(folder: Path, capsys, tmp_path: Path):
     page = tmp_path / "sheet.html"
-    words = ("--config=configs/pretrain.py", *SMALL, f"--config.data.folder={folder}")
+    words = ("--config=configs/kosmos2_pretrain.py", *SMALL, f"--config.data.folder={folder}")
     status, out, err = inspect(capsys, *words, "--output", page, "--n", 3, "--count", 24)
     assert (status, out, err) == (0, f"{page}: open it in a browser\n", "")
     html = page.read_text()
@@ -108,7 +108,11 @@ def test_without_a_place_the_quickstart_draws_what_the_page_needs(capsys, tmp_pa
         ),
         (
             1,
-            ["--config=configs/pretrain.py", "--output=a.html", "--config.data.folder=none"],
+            [
+                "--config=configs/kosmos2_pretrain.py",
+                "--output=a.html",
+                "--config.data.folder=none",
+            ],
             "holds no prepared source",
         ),
         (1, ["--config=configs/quickstart.py", "--output=none/a.html"], "does not exist"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import io
+import logging
 import signal
 import subprocess
 import sys
@@ -225,47 +226,67 @@ def test_one_seed_gives_one_order_whatever_the_threads() -> None:
     assert not np.array_equal(first["tokens"], other["tokens"])
 
 
-@functools.cache
-def _uninterrupted() -> tuple[list[Batch], list[bytes]]:
-    """90 batches, more than an epoch of each task, and the place before each."""
-    batches, found, states = _batches(), [], []
-    for _ in range(90):
-        states.append(batches.get_state())
-        found.append(next(batches))
-    return found, states
-
-
-def test_resuming_at_random_steps_is_exact_to_the_byte() -> None:
-    found, states = _uninterrupted()
-    assert _ids(found).total() > 1.5 * sum(COUNTS.values())
-    steps = np.random.default_rng(0).choice(80, 20, replace=False).tolist()
-    resumed = _batches()
-    for step in [0, *steps]:
-        resumed.set_state(states[step])
-        _assert_equal(_take(resumed, 10), found[step : step + 10])
-
-
-def test_a_killed_run_goes_on_where_it_was_saved(folder: Path, tmp_path: Path) -> None:
-    """The process that saved is killed hard; another one goes on."""
-    program = f"""
+def _program(folder: Path, lines: str) -> str:
+    """Python that does `lines` with this file as `test` and its tasks registered."""
+    return f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import os, signal
 import test_packed_pipeline as test
 test.register(Path({str(folder)!r}))
+{lines}"""
+
+
+def _exit_status(program: str, patience: int = 600) -> int:
+    """How a program ends; one that does not fails the test.
+
+    It is waited for second by second, so that the time a machine spends paused, and the program
+    with it, counts at most as one.
+    """
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        for _ in range(patience):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=1)
+        pytest.fail(f"the program has not ended after {patience} s")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_resuming_at_random_steps_is_exact_to_the_byte(folder: Path, tmp_path: Path) -> None:
+    """A process saves its place at 20 random steps and is killed hard; we go on from each."""
+    steps = sorted(np.random.default_rng(0).choice(80, 20, replace=False).tolist())
+    program = _program(
+        folder,
+        f"""
+import os, signal
 batches = test._batches()
-for step in range(33):
-    if step == 27:
-        Path({str(tmp_path)!r}, "state").write_bytes(batches.get_state())
+for step in range({steps[-1] + 3}):
+    if step in {steps}:
+        Path({str(tmp_path)!r}, str(step)).write_bytes(batches.get_state())
     next(batches)
 os.kill(os.getpid(), signal.SIGKILL)
-"""
-    done = subprocess.run([sys.executable, "-c", program], timeout=300)
-    assert done.returncode == -signal.SIGKILL
+""",
+    )
+    assert _exit_status(program) == -signal.SIGKILL
+    found = _take(_batches(), 90)
+    assert _ids(found).total() > 1.5 * sum(COUNTS.values())
     resumed = _batches()
-    resumed.set_state((tmp_path / "state").read_bytes())
-    _assert_equal(_take(resumed, 10), _uninterrupted()[0][27:37])
+    for step in [steps[0], *reversed(steps)]:
+        resumed.set_state((tmp_path / str(step)).read_bytes())
+        _assert_equal(_take(resumed, 10), found[step : step + 10])
+
+
+@pytest.mark.parametrize("num_shards", [2, 4, 8])
+def test_every_shard_goes_on_to_the_byte(num_shards: int) -> None:
+    """Also where several share a stream."""
+    for shard in {1, num_shards - 1}:
+        layout = {"num_shards": num_shards, "shard_id": shard, "batch_size": 2}
+        straight, resumed = _batches(**layout), _batches(**layout)
+        _take(straight, 1 + shard)
+        resumed.set_state(straight.get_state())
+        _assert_equal(_take(resumed, 6), _take(straight, 6))
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 4, 8])
@@ -305,9 +326,12 @@ def test_all_shards_together_train_on_the_same_rows_whatever_their_number() -> N
     assert updates(2) == updates(4) == updates(8) == alone
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 2), (2, 8), (6, 1), (5, 3)])
-def test_nothing_is_repeated_or_lost_on_another_number_of_shards(before: int, after: int) -> None:
-    """The place of the whole is carried over exactly, buffers and all."""
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (8, 2), (2, 8), (6, 1), (5, 3)])
+def test_nothing_is_repeated_or_lost_on_another_number_of_shards(
+    before: int, after: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The place of the whole is carried over exactly, buffers and all, and the log says so."""
+    caplog.set_level(logging.INFO)
     settings = {"batch_size": 1, "num_streams": 4, "num_epochs": 1}
     found: list[Batch] = []
     first = [_batches(shard_id=k, num_shards=before, **settings) for k in range(before)]
@@ -318,6 +342,9 @@ def test_nothing_is_repeated_or_lost_on_another_number_of_shards(before: int, af
     second = [_batches(shard_id=k, num_shards=after, **settings) for k in range(after)]
     for batches in second:
         batches.set_state(*states)
+    said = [text for text in caplog.messages if f"{before} former shards" in text]
+    assert len(said) == after
+    assert all("0 examples repeated, 0 lost" in text for text in said)
     carried = [batches.skips() for batches in second]
     assert sum(s.num_kept(MIXTURE) for s in carried) == sum(s.num_kept(MIXTURE) for s in counted)
     for batches in second:
@@ -490,13 +517,5 @@ def test_pictures_decoded_inside_the_dataset_are_the_same() -> None:
 
 
 def test_a_program_that_stops_while_data_are_read_ahead_ends(folder: Path) -> None:
-    program = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_packed_pipeline as test
-test.register(Path({str(folder)!r}))
-next(test._batches())
-raise SystemExit(7)
-"""
-    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 7
+    program = _program(folder, "next(test._batches())\nraise SystemExit(7)")
+    assert _exit_status(program) == 7

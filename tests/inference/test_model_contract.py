@@ -67,6 +67,30 @@ def test_loss_and_scores_are_sums_over_weighted_targets(params, batch):
     np.testing.assert_allclose(jax.jit(MODEL.loss_fn)(params, best)[1]["correct"], 12 + 3.5)
 
 
+def test_sums_by_kind_and_task_are_those_of_their_targets_alone(params, batch):
+    """The loss of a batch in which nothing else has weight."""
+    rng = np.random.default_rng(2)
+    batch = {**batch, "task_ids": rng.integers(0, 3, batch["targets"].shape, np.int32)}
+    loss_fn = jax.jit(Kosmos2Model(CONFIG, num_tasks=3).loss_fn)
+
+    def alone(mask: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+        return loss_fn(params, {**batch, "loss_weights": batch["loss_weights"] * mask})
+
+    loss, sums = loss_fn(params, batch)
+    location = batch["targets"] >= CONFIG.decoder.vocab_size - CONFIG.grid_size**2
+    assert (location & (batch["loss_weights"] > 0)).any()
+    found, rest = alone(location)
+    np.testing.assert_allclose(sums["location/loss"], found, rtol=1e-6)
+    for name in ("weight", "correct"):
+        np.testing.assert_allclose(sums[f"location/{name}"], rest[name], rtol=1e-6)
+    for task in range(3):
+        found, rest = alone(batch["task_ids"] == task)
+        np.testing.assert_allclose(sums["task_loss"][task], found, rtol=1e-6)
+        np.testing.assert_allclose(sums["task_weight"][task], rest["weight"], rtol=1e-6)
+    counts = [float(sums[name]) for name in ("tokens", "examples", "images")]
+    assert counts == [24 + 17, 2, 2]
+
+
 def test_dropout_follows_its_key(params, batch):
     loss = jax.jit(MODEL.loss_fn)
     first, again, other = (float(loss(params, batch, jax.random.key(i))[0]) for i in (1, 1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 import resource
@@ -17,10 +18,12 @@ from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.packed_pipeline import PackedBatches, packed_batches
 from kosmos2_jax.data.text_model import train_sentencepiece
 from kosmos2_jax.errors import CheckpointError
+from kosmos2_jax.partitioning import make_mesh
 from kosmos2_jax.tasks import mixtures
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.manifest import MANIFEST, find_damage
-from kosmos2_jax.training.state import TrainState
+from kosmos2_jax.training.optimizer import make_optimizer
+from kosmos2_jax.training.state import TrainState, create_state, state_shardings
 
 from ..data import prepared
 from .test_packed_runs import SIZE, a_run
@@ -187,6 +190,35 @@ def test_the_best_stays_beside_the_latest(batches, tmp_path, mode, best, left):
     assert int(found.step) == best
     checkpoints.close()
     assert {name for name in names(tmp_path) if name.isdigit()} == left
+
+
+def test_a_state_is_restored_on_any_mesh(batches, tmp_path):
+    """Of a real optimiser: 8 devices, then 2 x 4, 1 and 8 again, each from the one before."""
+    run = a_run(tmp_path)
+    run = dataclasses.replace(run, model=run.model.replace(decoder={"vocab_size": 120}))
+    optimizer = make_optimizer(run.optimizer)
+    expected, step = None, 0
+    for devices, shape in [
+        (8, {"fsdp": 8}),
+        (8, {"data": 2, "fsdp": 2, "tensor": 2}),
+        (8, {"fsdp": 2, "tensor": 4}),
+        (1, {}),
+        (8, {"data": 8}),
+    ]:
+        mesh = make_mesh({"data": -1, **shape}, jax.devices()[:devices])
+        shardings = state_shardings(run, optimizer, mesh)
+        checkpoints = RunCheckpoints(tmp_path / "checkpoints", keep=1)
+        if expected is None:
+            state = create_state(run, optimizer, shardings)
+            expected = jax.device_get(state)
+        else:
+            shapes = jax.eval_shape(lambda: create_state(run, optimizer, shardings))  # noqa: B023
+            state = checkpoints.restore(step, shapes, shardings, batches)
+        assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
+        step += 1
+        checkpoints.save(step, state, batches)
+        checkpoints.close()
 
 
 def test_another_runs_state_is_refused(folder):

@@ -7,83 +7,96 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.training.groups import ParameterGroup, find_groups
 from kosmos2_jax.training.optimizer import (
     OptimizerConfig,
     learning_rate_schedule,
     make_optimizer,
 )
 
-CONFIG = OptimizerConfig(learning_rate=2e-3, warmup_steps=5, total_steps=40)
+from .reference_adam import ReferenceAdam
 
-
-def reference_rate(update: int) -> float:
-    """Linear from 0 to the peak at `warmup_steps`, linear to 0 at `total_steps`."""
-    if update <= 5:
-        return 2e-3 * update / 5
-    return 2e-3 * (1 - (update - 5) / (40 - 5))
+STEPS = 50
+CONFIG = OptimizerConfig(learning_rate=2e-3, warmup_steps=5, total_steps=STEPS)
+TOLERANCE = 1e-6  # relative to parameters of the size of 1; never to be relaxed
 
 
 def test_the_first_update_has_rate_zero_and_the_last_ends_at_zero():
-    schedule = learning_rate_schedule(CONFIG)
-    for update in range(41):
-        assert float(schedule(update)) == pytest.approx(reference_rate(update), rel=1e-6, abs=1e-12)
+    reference, schedule = ReferenceAdam(2e-3, 5, STEPS, [], []), learning_rate_schedule(CONFIG)
+    for update in range(STEPS + 1):
+        assert float(schedule(update)) == pytest.approx(reference.rate(update), 1e-6, 1e-12)
     assert float(learning_rate_schedule(OptimizerConfig())(0)) == 0.0
     assert float(learning_rate_schedule(OptimizerConfig())(375)) == pytest.approx(2e-4)
 
 
-def test_forty_updates_equal_the_reference():
+def random_problem(shapes):
+    """Parameters by path and gradients for every update, some long enough to be clipped."""
     rng = np.random.default_rng(0)
-    params = {"a": rng.normal(size=(4, 3)), "b": {"norm": rng.normal(size=5)}}
-    ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    optimizer = make_optimizer(CONFIG)
-    state = optimizer.init(ours)
-    leaves, structure = jax.tree.flatten(params)
-    first = [np.zeros_like(x) for x in leaves]
-    second = [np.zeros_like(x) for x in leaves]
-    update = jax.jit(optimizer.update)
-    for t in range(1, 41):
-        # Some gradients are long enough to be clipped.
-        grads = [rng.normal(size=x.shape) * rng.choice([0.01, 3.0]) for x in leaves]
-        tree = jax.tree.unflatten(structure, [jnp.asarray(g, jnp.float32) for g in grads])
-        updates, state = update(tree, state, ours)
-        ours = optax.apply_updates(ours, updates)
-
-        norm = np.sqrt(sum((g**2).sum() for g in grads))
-        grads = [g * min(1.0, 2.0 / (norm + 1e-6)) for g in grads]
-        rate = reference_rate(t - 1)
-        size = rate * np.sqrt(1 - 0.98**t) / (1 - 0.9**t)
-        for i, g in enumerate(grads):
-            first[i] = 0.9 * first[i] + 0.1 * g
-            second[i] = 0.98 * second[i] + 0.02 * g * g
-            leaves[i] = leaves[i] - rate * 0.01 * leaves[i]
-            leaves[i] = leaves[i] - size * first[i] / (np.sqrt(second[i]) + 1e-6)
-    for mine, theirs in zip(jax.tree.leaves(ours), leaves, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=2e-6, atol=2e-6)
+    params = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    grads = [
+        {path: scale * rng.normal(size=p.shape).astype(np.float32) for path, p in params.items()}
+        for scale in rng.choice(np.float32([0.01, 0.3, 3.0]), STEPS)
+    ]
+    norms = [np.sqrt(sum((g**2).sum() for g in each.values())) for each in grads]
+    assert min(norms) < CONFIG.clip_norm < max(norms)
+    return params, grads
 
 
-def test_parts_learn_at_their_own_rate():
-    params = {"vision": {"a": jnp.ones(2), "ab": jnp.ones(2)}, "decoder": jnp.ones(2)}
-    plain = make_optimizer(CONFIG)
-    scaled = make_optimizer(
-        OptimizerConfig(2e-3, 5, 40, factors={"vision": 0.5, "vision/a": 0.0})
-    )  # fmt: skip
-
-    def second_update(optimizer):
-        state = optimizer.init(params)
-        _, state = optimizer.update(params, state, params)
-        return optimizer.update(params, state, params)[0]
-
-    expected, found = second_update(plain), second_update(scaled)
-    np.testing.assert_array_equal(found["decoder"], expected["decoder"])
-    np.testing.assert_array_equal(found["vision"]["ab"], expected["vision"]["ab"] * 0.5)
-    assert not found["vision"]["a"].any()
-    assert expected["vision"]["a"].all()
+def our_run(config, params, all_grads):
+    """The parameters after all updates, by path."""
+    tree = unflatten_dict(jax.tree.map(jnp.asarray, params), sep="/")
+    groups = find_groups(config.groups, tree)
+    optimizer = make_optimizer(config, groups)
+    trained = groups.trained(tree)
+    state, update = optimizer.init(trained), jax.jit(optimizer.update)
+    for grads in all_grads:
+        updates, state = update(groups.trained(unflatten_dict(grads, sep="/")), state, trained)
+        trained = optax.apply_updates(trained, updates)
+    return flatten_dict(groups.merged(tree, trained), sep="/")
 
 
-def test_a_part_that_is_not_there_is_named():
-    optimizer = make_optimizer(OptimizerConfig(factors={"visoin": 0.1}))
-    params = {"vision": jnp.ones(2), "decoder": jnp.ones(2)}
-    with pytest.raises(ConfigError, match="visoin.*decoder, vision"):
-        optimizer.update(params, optimizer.init(params), params)
+def test_fifty_updates_equal_the_reference():
+    params, grads = random_problem({"vision/a": (40, 30), "decoder/norm/scale": (50,)})
+    found = our_run(CONFIG, params, grads)
+    reference = ReferenceAdam(2e-3, 5, STEPS, lr_scales=[1, 1], decays=[0.01, 0.01])
+    expected = reference.run(list(params.values()), [list(g.values()) for g in grads])
+    for path, theirs in zip(params, expected, strict=True):
+        np.testing.assert_allclose(found[path], theirs, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_fifty_updates_of_groups_equal_the_reference():
+    """What is frozen has no part in clipping; stacked layers differ in rate and decay."""
+    shapes = {
+        "vision/layers/kernel": (4, 6, 5),
+        "vision/pre_norm/scale": (30,),
+        "decoder/token_embedding": (20, 8),
+        "decoder/final_norm/scale": (8,),
+    }
+    params, grads = random_problem(shapes)
+    groups = {
+        "vision": ParameterGroup(frozen=True),
+        "middle": ParameterGroup("vision/layers_[12]/.*", 0.1, weight_decay=0.0),
+        "vision_last_layer": ParameterGroup(learning_rate_factor=0.5),
+        "embeddings": ParameterGroup(weight_decay=0.2),
+    }
+    found = our_run(OptimizerConfig(2e-3, 5, STEPS, groups=groups), params, grads)
+
+    def split(values):
+        stack = values["vision/layers/kernel"]
+        rest = [values["decoder/token_embedding"], values["decoder/final_norm/scale"]]
+        return [stack[1:3], stack[3], *rest]
+
+    reference = ReferenceAdam(2e-3, 5, STEPS, [0.1, 0.5, 1, 1], [0, 0.01, 0.2, 0.01])
+    expected = reference.run(split(params), [split(g) for g in grads])
+    for mine, theirs in zip(split(found), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+    stack, before = found["vision/layers/kernel"], params["vision/layers/kernel"]
+    np.testing.assert_array_equal(stack[0], before[0])
+    np.testing.assert_array_equal(found["vision/pre_norm/scale"], params["vision/pre_norm/scale"])
+
+
+def test_groups_that_nobody_looked_for_are_an_error():
+    with pytest.raises(ValueError, match="find_groups"):
+        make_optimizer(OptimizerConfig(groups={"vision": ParameterGroup(frozen=True)}))

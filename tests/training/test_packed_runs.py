@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.convert import load
 from kosmos2_jax.tasks import mixtures
+from kosmos2_jax.training import run_data
+from kosmos2_jax.training.meter import progress
 from kosmos2_jax.training.optimizer import OptimizerConfig
-from kosmos2_jax.training.run_config import RunConfig
+from kosmos2_jax.training.run_config import EvaluationConfig, RunConfig
 
 from ..data import prepared
 from .test_runs import Killed, curve, kill_at
@@ -105,6 +108,48 @@ def test_a_packed_mixture_is_trained_on_and_resumed_to_the_bit(folder, tmp_path,
     assert last["data/examples/grounded"] > 0.3 < last["data/examples/captions"]
 
 
+def test_what_a_run_tells_of_itself(folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    for file in (data / "captions").glob("train*"):  # a split that one of the tasks has
+        shutil.copy(file, file.with_name(file.name.replace("train", "validation")))
+    run = dataclasses.replace(
+        a_run(data),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, total_steps=3),
+        evaluation=EvaluationConfig(loss_mixture="kosmos2_pretrain", loss_rows=10),
+        profile_steps=(2, 2),
+        log_every=3,
+    )
+    trained = trainer.train(run, tmp_path / "run")
+    told, evaluated = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+
+    tasks = {name.rpartition("/")[2] for name in told if name.startswith("data/examples/")}
+    by_task = {name.rpartition("/")[2] for name in told if name.startswith("train/loss/task/")}
+    assert by_task == tasks and "grounded" in tasks
+    kinds = [told[f"train/loss{kind}"] for kind in ("/text", "/location", "")]
+    assert min(kinds[:2]) < kinds[2] < max(kinds[:2])
+    assert 0 <= told["train/accuracy/location"] <= 1
+    names = ("updates", "tokens", "examples", "images")
+    speeds = [told[f"speed/{name}_per_second"] for name in names]
+    assert 0 < speeds[0] < speeds[3]
+    assert speeds[0] < speeds[2] < speeds[1]
+    assert 0 <= told["speed/waiting_for_data"] < 1
+    assert list((tmp_path / "run/profile").rglob("*.xplane.pb"))
+    assert set(progress(told)) == {"loss", "tokens/s", "wait"}
+
+    model, names = load(trained.model), ("eval/loss", "eval/loss/task/captions")
+    assert [name for name in evaluated if name.startswith("eval/loss/task")] == [names[1]]
+    batches = run_data.open_batches(
+        trained.run, "kosmos2_pretrain", 8, pack=True, split="validation"
+    )
+    scores = jax.jit(Kosmos2Model(model.config).score_batch)
+    read = [next(batches), next(batches)]  # 16 rows, the first multiple of 8 that has 10
+    found = [(-scores(model.params, b).sum(), b["loss_weights"].sum()) for b in read]
+    batches.close()
+    loss = sum(loss for loss, _ in found) / sum(weight for _, weight in found)
+    assert [evaluated[name] for name in names] == pytest.approx([float(loss)] * 2, rel=1e-5)
+
+
 def test_a_bad_source_stops_the_run(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "MIN_EXAMPLES_TO_STOP", 10)
     documents = [prepared.document("caption", n) for n in range(40)]
@@ -149,15 +194,15 @@ def test_a_module_of_your_own_prepares_the_data(folder, tmp_path, monkeypatch):
     (tmp_path / "my_data.py").write_text("def prepare(*run): return run")
     monkeypatch.syspath_prepend(tmp_path)
     run = a_run(folder, tasks="my_data")
-    assert trainer.prepare_data(run, tmp_path) == (folder, run.data, run.model, run.seed)
+    assert run_data.prepare_data(run, tmp_path) == (folder, run.data, run.model, run.seed)
     with pytest.raises(ConfigError, match="neither kosmos2_jax.tasks.mine nor mine"):
-        trainer.prepare_data(a_run(folder, tasks="mine"), tmp_path)
+        run_data.prepare_data(a_run(folder, tasks="mine"), tmp_path)
 
 
 def test_packed_and_unpacked_give_the_same_loss_and_gradients(folder):
     """256 and more examples of all sources with their pictures, to 1e-5 (spec section 4.5)."""
     vocabulary = Kosmos2Vocabulary(folder / "sentencepiece.bpe.model", 8)
-    run = trainer.with_vocabulary(a_run(folder), vocabulary)
+    run = run_data.with_vocabulary(a_run(folder), vocabulary)
     settings = TaskSettings(vocabulary, run.data.encode_settings(run.model), 0, 8)
     name = mixtures.register("all_kinds", dict.fromkeys(mixtures.KINDS, 1.0), folder, settings)
     model = Kosmos2Model(run.model)

@@ -13,11 +13,13 @@ import pytest
 from kosmos2_jax import train as trainer
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.evaluate import evaluate
 from kosmos2_jax.interop.convert import load
 from kosmos2_jax.training.optimizer import OptimizerConfig
 from kosmos2_jax.training.run_config import (
     DataConfig,
     EvaluationConfig,
+    EvaluationRun,
     RunConfig,
     WarmStartConfig,
 )
@@ -122,6 +124,32 @@ def test_killed_and_resumed_gives_the_same_curve_and_bits(
     jax.tree.map(
         np.testing.assert_array_equal, load(resumed.model).params, load(trained.model).params
     )
+
+
+def test_the_finished_model_evaluated_again_has_the_same_figures(uninterrupted, data, tmp_path):
+    trained, folder = uninterrupted
+    evaluation = dataclasses.replace(RUN.evaluation, every=0, best_metric="")
+    run = EvaluationRun(str(trained.model), data=with_data(data).data, evaluation=evaluation)
+    results = evaluate(run, tmp_path)
+    (task,) = results
+    figures = trained.results[task].metrics
+    assert results[task].metrics == pytest.approx(figures, abs=1e-6)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results[task].metrics
+    outputs = (tmp_path / "outputs" / f"{task}.jsonl").read_text().splitlines()
+    assert [json.loads(line)["output"] for line in outputs] == trained.results[task].outputs
+    for sheet in (tmp_path / "sheets", folder / "sheets/0000004", folder / "sheets/0000006"):
+        assert (sheet / f"{task}.png").stat().st_size > 1000
+    (line,) = (folder / "environment.jsonl").read_text().splitlines()
+    environment = json.loads(line)
+    assert environment["packages"]["jax"] == jax.__version__
+    assert environment["devices"] == 8 and environment["command"]
+
+
+def test_what_is_to_be_evaluated_must_be_named(uninterrupted, tmp_path):
+    with pytest.raises(ConfigError, match="checkpoint is empty"):
+        evaluate(EvaluationRun(), tmp_path)
+    with pytest.raises(ConfigError, match="evaluation.tasks is empty"):
+        evaluate(EvaluationRun("somewhere"), tmp_path)
 
 
 def test_other_settings_in_the_same_folder_are_refused(uninterrupted, data):

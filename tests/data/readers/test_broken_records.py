@@ -1,27 +1,35 @@
-"""Random and mutated records: no parser crashes, and each record is kept or counted.
+"""Random and mutated records: nothing crashes, and each record is kept or counted.
 
-`KOSMOS2_FUZZ_RECORDS=1000000` pushes a million through; by default it is what takes some seconds.
+They go through the parsers of all readers, through the reader of our own TFRecords, and, as
+documents whose content is broken, through the encoder: a million, or `KOSMOS2_FUZZ_RECORDS`.
 """
 
 from __future__ import annotations
 
 import base64
+import copy
+import dataclasses
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kosmos2_jax.data.documents import Document, from_tf_example, to_tf_example
+from kosmos2_jax.data.encode_document import EncodeSettings, encode_document
+from kosmos2_jax.data.grit import GritConfig
 from kosmos2_jax.data.readers import captions, grit, instructions, interleaved, text
 from kosmos2_jax.data.readers.base import Note, Reading, parse_json, string
-from kosmos2_jax.data.skips import FILTERED, Skips, Unusable
+from kosmos2_jax.data.skips import FILTERED, DataError, Skips, Unusable
+from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 
-NUM_RECORDS = int(os.environ.get("KOSMOS2_FUZZ_RECORDS", 300_000))
+NUM_RECORDS = int(os.environ.get("KOSMOS2_FUZZ_RECORDS", 1_000_000))
 
 GRIT = {
     "caption": "a wire hanger with “paper” cover",
@@ -53,6 +61,16 @@ TALK = {
 INSTANCE = {"instruction_with_input": "Do.\nInput: x", "input": "x", "output": "y"}
 
 
+SCENE = {
+    "caption": "a red star on a blue ring",
+    "noun_chunks": [[0, 10, 0.1, 0.1, 0.6, 0.6, 0.9], [14, 25, 0.3, 0.3, 0.9, 0.9, 0.8]],
+    "ref_exps": [[0, 25, 0.1, 0.1, 0.6, 0.6, 0.9], [14, 25, 0.3, 0.3, 0.9, 0.9, 0.8]],
+}
+# Rows so short that what is doubled may be too long for them.
+SHORT = EncodeSettings(num_latents=2, max_tokens=40, max_images=2)
+GROUNDED = dataclasses.replace(SHORT, grit=GritConfig(grounding_probability=0.8))
+
+
 def _grit_json(raw: bytes, note: Note) -> Any:
     record = parse_json(raw)
     caption = string(record, "caption")
@@ -78,6 +96,11 @@ def _obelics(raw: bytes, note: Note) -> Any:
 
 def _dump(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
+
+
+def _fields(kind: str, content: dict[str, Any], size: Any = None) -> bytes:
+    """What a TFRecord holds of a document beside its pictures."""
+    return _dump({"kind": kind, "content": content, "size": size, "source": "s", "key": "k"})
 
 
 # A good record, and the parser it is for.
@@ -106,6 +129,25 @@ PARSERS: dict[str, tuple[bytes, Callable[[bytes, Note], Any]]] = {
     ),
 }
 
+# A good document, and how it is encoded.
+ENCODERS: dict[str, tuple[bytes, EncodeSettings]] = {
+    "text": (_fields("text", {"text": "a red star\nof one line and two"}), SHORT),
+    "caption": (_fields("caption", {"caption": "a red star"}), SHORT),
+    "grounded": (_fields("grounded", SCENE, [640, 480]), GROUNDED),
+    "grounded as squares": (
+        _fields("grounded", SCENE, [640, 480]),
+        dataclasses.replace(GROUNDED, grit=GritConfig(phrase_mode="phrase", image_mode="square")),
+    ),
+    "grounded instruction": (
+        _fields("grounded", SCENE, [640, 480]),
+        dataclasses.replace(GROUNDED, grounded_as="instruction"),
+    ),
+    "interleaved": (_fields("interleaved", {"parts": [0, "a star", 1, "a ring"]}), SHORT),
+    "instruction": (_fields("instruction", {"turns": [["what?", "a star"], ["so", "o"]]}), SHORT),
+}
+# Among which the records are divided: these, and damaged TFRecords.
+NUM_TARGETS = len(PARSERS) + len(ENCODERS) + 1
+
 SPICES = [
     b"\\ud800", b"\\u0000", b"\xff\xfe", b"\x00", b"\t", b"\r", b"null", b"NaN", b"-Infinity",
     b"1e999", b"-1", b"0.5", b"9" * 400, b"[" * 200, b"{}", b'""', b'"', b"<image>", b"<s>",
@@ -113,12 +155,28 @@ SPICES = [
 ]  # fmt: skip
 
 
+# What may stand in the place of any value of JSON.
+ODD = [
+    None, True, False, 0, -1, 1, 7, 0.5, 13.0, 1e308, float("nan"), float("inf"), 10**400, "", " ",
+    "x", "\ud800", "a\n\tb", "<phrase>", "\uff1cs\uff1e", "human", [], {}, [[]], [0, 1],
+    [0, 5, 0.1, 0.1, 0.9, 0.9, 0.9], {"from": "gpt"},
+]  # fmt: skip
+
+
 def _broken(good: bytes, count: int, seed: int) -> Iterator[bytes]:
-    """Random bytes, and the good record with bytes changed, cut out, doubled or put in."""
+    """Random bytes; the good record with bytes changed, cut out, doubled or put in; and, where it
+    is JSON, with values replaced, left out, doubled or exchanged."""
     rng = random.Random(seed)
+    is_json = good[:1] == b"{"
     for number in range(count):
         if number % 8 == 0:
             yield rng.randbytes(rng.randrange(80))
+            continue
+        if is_json and number % 2:
+            value = json.loads(good)
+            for _ in range(rng.choice((1, 1, 2, 5))):
+                _break_value(value, rng)
+            yield json.dumps(value).encode()
             continue
         raw = bytearray(good)
         for _ in range(rng.choice((1, 1, 2, 5))):
@@ -134,10 +192,31 @@ def _broken(good: bytes, count: int, seed: int) -> Iterator[bytes]:
         yield bytes(raw)
 
 
+def _break_value(value: Any, rng: random.Random) -> None:
+    """Breaks one value at a random depth, in place."""
+    while value:
+        place = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        inner = value[place]
+        if isinstance(inner, dict | list) and inner and rng.random() < 0.8:
+            value = inner
+            continue
+        kind = rng.randrange(4)
+        if kind == 0:
+            del value[place]
+        elif kind == 1 and isinstance(value, list):
+            value.insert(place, inner)
+        elif kind == 2 and isinstance(value, list):
+            other = rng.randrange(len(value))
+            value[place], value[other] = value[other], inner
+        else:
+            value[place] = copy.deepcopy(rng.choice(ODD))  # a later change may be inside it
+        return
+
+
 @pytest.mark.parametrize("name", PARSERS)
 def test_records_are_kept_or_counted(name: str) -> None:
     good, parse = PARSERS[name]
-    count = NUM_RECORDS // len(PARSERS)
+    count = NUM_RECORDS // NUM_TARGETS
     reading = Reading(name, "file", Skips())
 
     def document(key: str, raw: bytes) -> Iterator[Document]:
@@ -153,6 +232,69 @@ def test_records_are_kept_or_counted(name: str) -> None:
     skipped = reading.skips.num_skipped(name) + sum(filtered)
     # Instances of a line of Unnatural Instructions are counted on their own.
     assert kept + skipped >= len(records) if name == "unnatural" else kept + skipped == len(records)
+
+
+def _record(fields: bytes, *images: bytes) -> bytes:
+    """A TFRecord as `to_tf_example` writes it, around any bytes."""
+    lists = {"images": images, "document": [fields]}
+    features = {
+        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+        for name, values in lists.items()
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_documents_are_encoded_or_counted(name: str, vocabulary: Kosmos2Vocabulary) -> None:
+    good, settings = ENCODERS[name]
+    images = [b"no picture, but nobody looks", b"another"][: 2 if name == "interleaved" else 1]
+    count, tally = NUM_RECORDS // NUM_TARGETS, Counter[str]()
+    for number, fields in enumerate([good, *_broken(good, count, 11)]):
+        raw = _record(fields, *([] if name == "text" else images))
+        try:
+            document = from_tf_example(raw)
+        except DataError as error:
+            assert "damaged" in str(error)
+            tally["no document"] += 1
+            continue
+        skips = Skips()
+        try:
+            examples = encode_document(document, vocabulary, settings, 0, skips, number)
+        except DataError as error:
+            assert f"unknown kind {document.kind!r}" in str(error)
+            tally["of unknown kind"] += 1
+            continue
+        skipped = skips.num_skipped(document.source) + sum(
+            n for r, n in skips.reasons(document.source).items() if r.startswith(FILTERED)
+        )
+        # Exactly one of the two, and no example comes of what was skipped or of what was not.
+        assert skips.num_kept(document.source) + skipped == 1
+        assert bool(examples) == bool(skips.num_kept(document.source))
+        tally["kept" if examples else "skipped"] += 1
+        for example in examples:
+            sizes = {len(example[key]) for key in ("targets", "loss_weights", "image_slots")}
+            assert sizes == {len(example["targets"])} and example["loss_weights"].any()
+            assert len(example["targets"]) <= settings.max_tokens
+            assert example["targets"].min() >= 0
+            assert example["targets"].max() < vocabulary.vocab_size
+    assert tally.total() == count + 1
+    assert tally["kept"] > count // 50 and tally["skipped"] > count // 100
+
+
+def test_damaged_tf_records_say_so_or_are_read(vocabulary: Kosmos2Vocabulary) -> None:
+    good = _record(ENCODERS["grounded"][0], b"no picture")
+    count, read = NUM_RECORDS // NUM_TARGETS, 0
+    for raw in _broken(good, count, 13):
+        try:
+            document = from_tf_example(raw)
+        except DataError as error:
+            assert "damaged" in str(error)
+            continue
+        read += 1
+        assert all(isinstance(image, bytes) for image in document.images)
+        # What is in a document may be anything, so it must be fit for counts and messages.
+        hash((document.kind, document.source, document.key))
+    assert count // 100 < read < count
 
 
 VALUES = st.recursive(

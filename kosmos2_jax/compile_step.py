@@ -1,0 +1,371 @@
+"""`kosmos2 compile`: the real training step, compiled ahead of time for TPUs that are not here.
+
+libtpu holds the whole TPU compiler and needs no TPU. What it compiles is what `train.py` runs:
+the same step, state, shardings and batch; no array is ever made. Told are the memory of a chip,
+what travels between chips, and by a simple model of the hardware how long an update would take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from kosmos2_jax.config import FULL
+from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.inference.model import Kosmos2Model
+from kosmos2_jax.interop.names import num_parameters
+from kosmos2_jax.models.lora import with_adapters
+from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
+from kosmos2_jax.training.collectives import Traffic, collectives_of
+from kosmos2_jax.training.flops import CHIPS, Chip, ModelFlops, chip_of, model_flops
+from kosmos2_jax.training.meter import trained_parts
+from kosmos2_jax.training.optimizer import make_optimizer
+from kosmos2_jax.training.run_config import RunConfig
+from kosmos2_jax.training.state import create_state, run_groups, state_shardings
+from kosmos2_jax.training.step import make_train_step
+
+_GIB = 1024**3
+# What Cloud TPU sells, to suggest from; libtpu decides.
+_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+TOPOLOGIES = tuple(
+    f"{chip}:{shape}"
+    for chip, shapes in (("v5e", _FLAT), ("v5p", _CUBES), ("v6e", _FLAT))
+    for shape in shapes
+)
+# As the names of kernels stand in the metadata of a program.
+_KERNELS = ("splash",)
+_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip's HBM, by the compiler's own account.
+
+    Attributes:
+      arguments: state and batch.
+      outputs: the new state and the metrics.
+      donated: outputs that take the place of arguments.
+      temporaries: what lives within the step: activations, gradients, gathered parameters.
+      program: the compiled code.
+    """
+
+    arguments: int
+    outputs: int
+    donated: int
+    temporaries: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        """What the step needs."""
+        return self.arguments + self.outputs - self.donated + self.temporaries + self.program
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of an update that each resource takes at its full speed, see `estimate`."""
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def overlapped(self) -> float:
+        """Where all three go on at once: no step is faster."""
+        return max(self.compute, self.memory, self.network)
+
+    @property
+    def serial(self) -> float:
+        """Where they wait for one another."""
+        return self.compute + self.memory + self.network
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What is known of a step that was compiled, or was found too large to be.
+
+    Attributes:
+      run: its settings.
+      mesh: devices along each axis.
+      chip: what one of them is.
+      memory: of a chip; None if the compiler gave up for lack of it.
+      peak: bytes of a chip that are needed.
+      attention: "splash", or "xla" where no kernel is in the program.
+      collectives: what travels, by kind.
+      flops: of an update, by our formula.
+      roofline: None where there is no program.
+    """
+
+    run: RunConfig
+    mesh: dict[str, int]
+    chip: Chip
+    memory: Memory | None
+    peak: int
+    attention: str
+    collectives: dict[str, Traffic]
+    flops: ModelFlops
+    roofline: Roofline | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step runs on such chips."""
+        return self.memory is not None and self.peak <= self.chip.memory
+
+    @property
+    def devices(self) -> int:
+        """How many chips there are."""
+        return math.prod(self.mesh.values())
+
+    def mfu(self, seconds: float) -> float:
+        """Model FLOPs utilisation of a step that takes so long."""
+        return self.flops.total / (seconds * self.devices * self.chip.peak_flops)
+
+
+def compile_run(
+    run: RunConfig, topology: str, mesh_shape: dict[str, int] | None = None
+) -> Compiled:
+    """Compiles the training step of a run for a topology.
+
+    Args:
+      run: the run.
+      topology: as "v5e:16x16". A "slice" above 1 in the mesh makes it so many slices of it.
+      mesh_shape: instead of the run's.
+
+    Raises:
+      ConfigError: no libtpu, an unknown topology, or a mesh that does not fit the run.
+    """
+    if not run.model.decoder.vocab_size:
+        raise ConfigError(
+            "model.decoder.vocab_size is 0, which takes the tokenizer's, but nothing is read "
+            "here: give --config.model.decoder.vocab_size=65037 or what it will be"
+        )
+    shape = dict(mesh_shape or run.mesh)
+    mesh = make_mesh(shape, tpu_devices(topology, max(shape.get("slice", 1), 1)))
+    check_mesh(mesh, run.model, run.data.batch_size, run.micro_batches)
+    chip = _chip_of(mesh, topology)
+    data = run.data
+    flops = model_flops(
+        run.model,
+        data.batch_size,
+        data.length,
+        data.batch_size * data.images,
+        trained_parts(run_groups(run)),
+    )
+    known = {"run": run, "mesh": dict(mesh.shape), "chip": chip, "flops": flops}
+    try:
+        program = _lower(run, mesh).compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _OUT_OF_MEMORY.search(str(error))
+        if needed is None:
+            raise
+        peak = int(float(needed[1]) * 1024 ** "KMGT".index(needed[2]) * 1024)
+        return Compiled(
+            **known, memory=None, peak=peak, attention="", collectives={}, roofline=None
+        )
+    text, sizes = program.as_text(), program.memory_analysis()
+    memory = Memory(
+        arguments=sizes.argument_size_in_bytes,
+        outputs=sizes.output_size_in_bytes,
+        donated=sizes.alias_size_in_bytes,
+        temporaries=sizes.temp_size_in_bytes,
+        program=sizes.generated_code_size_in_bytes,
+    )
+    collectives = collectives_of(text)
+    return Compiled(
+        **known,
+        memory=memory,
+        peak=memory.total,
+        attention=next((name for name in _KERNELS if name in text), "xla"),
+        collectives=collectives,
+        roofline=estimate(run, chip, mesh.size, flops, memory, collectives),
+    )
+
+
+def tpu_devices(topology: str, slices: int = 1) -> list[Any]:
+    """The devices of a topology, of which only the description is here.
+
+    Raises:
+      ConfigError: no libtpu, no such topology, or one of half chips (v4).
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(
+            "kosmos2 compile needs the TPU compiler: run `pip install 'kosmos2-jax[compile]'`"
+        )
+    try:
+        many = {"num_slices": slices} if slices > 1 else {}
+        devices = list(topologies.get_topology_desc(topology, "tpu", **many).devices)
+    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError):
+        near = difflib.get_close_matches(topology, TOPOLOGIES, n=3, cutoff=0.3)
+        raise ConfigError(
+            f"libtpu knows no topology {topology!r}; near ones: {', '.join(near or TOPOLOGIES)}"
+        ) from None
+    if any(device.core_on_chip for device in devices):
+        raise ConfigError(
+            f"libtpu describes {topology!r} with two devices a chip, but training has one; take a "
+            "topology of v5e, v5p or v6e"
+        )
+    return devices
+
+
+def _lower(run: RunConfig, mesh: Mesh) -> Any:
+    """The step as `train.py` makes it, traced for these devices on shapes alone."""
+    groups = run_groups(run)
+    optimizer = make_optimizer(run.optimizer, groups)
+    shardings = state_shardings(run, optimizer, mesh)
+    # Not jax.set_mesh, under which JAX would make constants on devices that are not here.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        state = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            jax.eval_shape(lambda: create_state(run, optimizer, shardings)),
+            shardings,
+        )
+        model = Kosmos2Model(run.model, loss_chunk=run.loss_chunk)
+        rows = batch_sharding(mesh)
+        step = make_train_step(
+            with_adapters(model.loss_fn, run.lora),
+            optimizer,
+            shardings,
+            rows,
+            run.seed,
+            run.micro_batches,
+            groups,
+            run.ema_decay,
+        )
+        traced = step.trace(state, batch_shapes(run, rows))
+        return traced.lower(lowering_platforms=("tpu",))
+
+
+def batch_shapes(run: RunConfig, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a packed batch, see `kosmos2_jax.inference.model`."""
+    data, side = run.data, run.model.vision.image_size
+    names = ("tokens", "targets", "positions", "segment_ids", "image_slots")
+    shapes = {name: ((data.batch_size, data.length), jnp.int32) for name in names}
+    shapes["loss_weights"] = (data.batch_size, data.length), jnp.float32
+    shapes["images"] = (data.batch_size, data.images, side, side, 3), jnp.uint8
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def estimate(
+    run: RunConfig,
+    chip: Chip,
+    devices: int,
+    flops: ModelFlops,
+    memory: Memory,
+    collectives: dict[str, Traffic],
+) -> Roofline:
+    """How long an update keeps each resource busy, if it always works at its full speed.
+
+    Compute: the formula's operations, and the forward pass again where the whole layers are
+    recomputed (`remat="full"`), at the bfloat16 peak. Memory: arguments read and outputs written
+    once, temporaries written and read once a micro-batch, and for each micro-batch the parameters
+    in bfloat16 read in the forward and in the backward pass. Network: what a chip sends, over all
+    its links at once; a slower network between slices does not count.
+    """
+    again = 0
+    if run.model.remat == FULL:
+        data = run.data
+        again = model_flops(
+            run.model, data.batch_size, data.length, data.batch_size * data.images, trained=()
+        ).total
+    passes = 2 * 2 * num_parameters(run.model) * run.micro_batches
+    moved = memory.arguments + memory.outputs + 2 * memory.temporaries * run.micro_batches + passes
+    sent = sum(traffic.sent for traffic in collectives.values())
+    return Roofline(
+        compute=(flops.total + again) / (devices * chip.peak_flops),
+        memory=moved / chip.bandwidth,
+        network=sent / (chip.links * chip.link_bandwidth),
+    )
+
+
+def _chip_of(mesh: Mesh, topology: str) -> Chip:
+    chip = chip_of(mesh.devices.flat[0].device_kind)
+    if chip is None:
+        known = ", ".join(chip.name for chip in CHIPS if chip.links > 1)
+        raise ConfigError(
+            f"nothing is known of the memory and speed of {topology!r}; known: {known}"
+        )
+    return chip
+
+
+def to_dict(compiled: Compiled) -> dict[str, Any]:
+    """What `--json` prints; sizes in bytes but for `peak_gib`, times in seconds."""
+    roofline = compiled.roofline
+    return {
+        "fits": compiled.fits,
+        "peak_gib": round(compiled.peak / _GIB, 3),
+        "attention": compiled.attention,
+        "collectives": {
+            kind: dataclasses.asdict(traffic) for kind, traffic in compiled.collectives.items()
+        },
+        "mesh": compiled.mesh,
+        "chip": compiled.chip.name,
+        "hbm_gib": compiled.chip.memory / _GIB,
+        "memory": None if compiled.memory is None else dataclasses.asdict(compiled.memory),
+        "flops": {**dataclasses.asdict(compiled.flops), "total": compiled.flops.total},
+        "roofline": None if roofline is None else dataclasses.asdict(roofline),
+        "mfu": None if roofline is None else [
+            round(compiled.mfu(seconds), 3) for seconds in (roofline.serial, roofline.overlapped)
+        ],
+    }  # fmt: skip
+
+
+def to_text(compiled: Compiled) -> str:
+    """What `kosmos2 compile` prints."""
+    chip, memory, roofline = compiled.chip, compiled.memory, compiled.roofline
+    run, used = compiled.run, compiled.peak / chip.memory
+    axes = " x ".join(f"{axis} {size}" for axis, size in compiled.mesh.items() if size > 1)
+    verdict = "fits" if compiled.fits else "DOES NOT FIT"
+    lines = [
+        f"{compiled.devices} x {chip.name}, {axes or 'one device'}; {run.data.batch_size} rows of "
+        f"{run.data.length} tokens, {run.data.images} pictures a row, in {run.micro_batches} "
+        "micro-batch(es)",
+        f"{verdict}: {_gib(compiled.peak)} of {_gib(chip.memory)} a chip ({used:.0%})",
+    ]
+    if memory is None or roofline is None:
+        mend = "take more chips, or more micro_batches, or recompute more"
+        return "\n".join([*lines, f"  the compiler gave up: {mend}"])
+    lines += [
+        f"  {kind:<12}{_gib(size):>12}"
+        for kind, size in (dataclasses.asdict(memory) | {"donated": -memory.donated}).items()
+    ]
+    lines.append(f"attention: {compiled.attention}")
+    lines.append("between chips, in one update:" if compiled.collectives else "no collectives")
+    for kind, traffic in compiled.collectives.items():
+        sizes = ", ".join(map(str, traffic.groups))
+        lines.append(
+            f"  {kind:<20}{traffic.count:>8} times{_gib(traffic.sent):>14} sent by a chip, in "
+            f"groups of {sizes}{', at least' if traffic.at_least else ''}"
+        )
+    flops = compiled.flops
+    parts = ", ".join(
+        f"{part} {value / flops.total:.0%}" for part, value in dataclasses.asdict(flops).items()
+    )
+    lines += [
+        f"an update is {flops.total / 1e12:,.0f} TFLOP by our formula ({parts}), every place for "
+        "a picture counted as full",
+        f"roofline: compute {roofline.compute:.3f} s, memory {roofline.memory:.3f} s, network "
+        f"{roofline.network:.3f} s",
+        f"  so {roofline.overlapped:.3f} s (MFU {compiled.mfu(roofline.overlapped):.0%}) if they "
+        f"overlap, {roofline.serial:.3f} s (MFU {compiled.mfu(roofline.serial):.0%}) if not",
+        f"  assumes {chip.peak_flops / 1e12:g} TFLOP/s in bfloat16, {chip.bandwidth / 1e12:g} TB/s "
+        f"of HBM and {chip.links} links of {chip.link_bandwidth / 1e9:g} GB/s, all at their peak",
+    ]
+    return "\n".join(lines)
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.2f} GiB"

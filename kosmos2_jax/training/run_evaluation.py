@@ -1,0 +1,90 @@
+"""The evaluations of a run, while it trains and at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from kosmos2_jax.data.features import feature_lengths
+from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.grounding import Kosmos2Vocabulary
+from kosmos2_jax.inference.decoding import GenerationConfig
+from kosmos2_jax.inference.model import Kosmos2Model
+from kosmos2_jax.training.checkpoints import RunCheckpoints
+from kosmos2_jax.training.loss_evaluation import LossEvaluation
+from kosmos2_jax.training.metric_log import MetricLog
+from kosmos2_jax.training.progress import say
+from kosmos2_jax.training.run_config import RunConfig
+from kosmos2_jax.training.sheets import write_sheets
+from kosmos2_jax.training.state import TrainState, model_params
+from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
+
+
+def generation_config(run: RunConfig) -> GenerationConfig:
+    """How answers are written while evaluating."""
+    return GenerationConfig(
+        max_new_tokens=run.evaluation.max_new_tokens,
+        no_repeat_ngram_size=run.no_repeat_ngram_size,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The evaluations of a run: written to the log, and noted where the best checkpoint is kept.
+
+    Attributes:
+      run: its settings.
+      model: the contract.
+      vocabulary: of the run.
+      log: gets the figures.
+      checkpoints: which are told how good each was.
+      sheets: folder that gets a folder of pictures for each evaluation, by its update.
+      losses: measures by loss, if the run asks for it.
+    """
+
+    run: RunConfig
+    model: Kosmos2Model
+    vocabulary: Kosmos2Vocabulary
+    log: MetricLog
+    checkpoints: RunCheckpoints
+    sheets: Path
+    losses: LossEvaluation | None = None
+
+    def __post_init__(self) -> None:
+        if self.finds_best:
+            for step, figure in self.log.former(f"eval/{self.run.evaluation.best_metric}").items():
+                self.checkpoints.note(step, figure)
+
+    @property
+    def finds_best(self) -> bool:
+        """Whether the best checkpoint is kept."""
+        return bool(self.run.evaluation.best_metric)
+
+    def __call__(self, step: int, state: TrainState, limit: int) -> dict[str, TaskResult]:
+        """Measures the model after `step` on at most `limit` examples a task, 0 for all.
+
+        Raises:
+          ConfigError: `best_metric` is not among the figures.
+        """
+        run = self.run
+        if not run.evaluation.measures:
+            return {}
+        params = model_params(run, state)
+        figures = self.losses(params) if self.losses else {}
+        lengths = feature_lengths(run.data.length, run.data.images)
+        results = evaluate_tasks(
+            self.model, params, self.vocabulary, run.evaluation, lengths, limit
+        )
+        figures |= {name: value for r in results.values() for name, value in r.metrics.items()}
+        self.log.write(step, {f"eval/{name}": value for name, value in figures.items()})
+        if results:
+            write_sheets(results, self.sheets / f"{step:07d}")
+        say(f"update {step}: " + ", ".join(f"{n} {v:.3f}" for n, v in figures.items()))
+        if self.finds_best:
+            if run.evaluation.best_metric not in figures:
+                raise ConfigError(
+                    f"evaluation.best_metric {run.evaluation.best_metric!r} is not among what "
+                    f"is measured: {', '.join(sorted(figures))}"
+                )
+            self.checkpoints.note(step, figures[run.evaluation.best_metric])
+        return results

@@ -1,0 +1,47 @@
+"""Pictures of what a model answered, one sheet a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from kosmos2_jax.evaluation.sheet import SheetItem, picture_sheet
+from kosmos2_jax.training.processes import is_first
+from kosmos2_jax.training.task_evaluation import TaskResult
+
+_COLUMNS = 6
+_PICTURES = 24
+
+
+def write_sheets(results: Mapping[str, TaskResult], folder: Path) -> None:
+    """Writes `TASK.png` for each task, with its first examples."""
+    if not is_first():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, result in results.items():
+        if items := sheet_items(result):
+            picture_sheet(items, _COLUMNS, folder / f"{task}.png")
+
+
+def sheet_items(result: TaskResult, count: int = _PICTURES) -> list[SheetItem]:
+    """The first examples of a task.
+
+    Where the truth is {"phrase": ..., "boxes": ...}, predictions are boxes and both are drawn.
+    Where it is a list, it holds the answers that are right. Anything else is shown as it is.
+    """
+    triples = zip(result.images, result.targets, result.predictions, strict=True)
+    return [
+        _item(Image.fromarray(image), truth, found)
+        for _, (image, truth, found) in zip(range(count), triples, strict=False)
+    ]
+
+
+def _item(image: Image.Image, truth: Any, found: Any) -> SheetItem:
+    if isinstance(truth, Mapping) and "boxes" in truth:
+        return SheetItem(image, str(truth.get("phrase", "")), tuple(found), tuple(truth["boxes"]))
+    if isinstance(truth, list) and truth:
+        return SheetItem(image, f"{truth[0]} / {found}", correct=found in truth)
+    return SheetItem(image, f"{truth} / {found}")

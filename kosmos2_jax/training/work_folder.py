@@ -1,0 +1,74 @@
+"""What a run leaves in its work folder beside metrics and checkpoints: its settings, its model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.grounding import Kosmos2Vocabulary
+from kosmos2_jax.interop.checkpoint import NO_REPEAT_NGRAM_SIZE
+from kosmos2_jax.interop.files import new_file
+from kosmos2_jax.interop.layout import unstack_layers
+from kosmos2_jax.interop.orbax_io import save_folder
+from kosmos2_jax.interop.peft import write_adapter
+from kosmos2_jax.training.processes import first_does, host_values
+from kosmos2_jax.training.run_config import RunConfig
+from kosmos2_jax.training.state import TrainState, averaged_params, model_params
+
+RUN_JSON = "run.json"
+
+
+def record_run(run: RunConfig, workdir: Path) -> None:
+    """Writes the resolved settings; a work folder belongs to one run, on whatever mesh.
+
+    Raises:
+      ConfigError: it holds a run with other settings.
+    """
+    first_does(lambda: _record(run, workdir / RUN_JSON))
+
+
+def _record(run: RunConfig, path: Path) -> None:
+    settings = json.loads(json.dumps(dataclasses.asdict(run)))
+    if path.exists():
+        old = json.loads(path.read_text())
+        if changed := sorted(_differences({**old, "mesh": settings["mesh"]}, settings)):
+            raise ConfigError(
+                f"{path.parent} holds a run with other settings ({', '.join(changed)}); give "
+                "another --workdir or remove it"
+            )
+        if old == settings:
+            return
+    with new_file(path, overwrite=True) as partial:  # a kill at this moment leaves no half of it
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    elif old != new:
+        yield name
+
+
+def save_model(
+    folder: Path, run: RunConfig, vocabulary: Kosmos2Vocabulary, state: TrainState
+) -> None:
+    """Writes the model of a state in our own checkpoint format, in place of an older one.
+
+    With LoRA the adapters are added to the model; alone they come beside it, in a folder whose name
+    ends in `_adapter`. Every process gathers all parameters, for which its host needs 4 bytes each;
+    process 0 writes.
+    """
+    params = unstack_layers(host_values(model_params(run, state)), run.model)
+    generation = {NO_REPEAT_NGRAM_SIZE: run.no_repeat_ngram_size}
+    first_does(
+        lambda: save_folder(folder, params, run.model, vocabulary, generation, overwrite=True)
+    )
+    if run.lora.rank:
+        adapter = folder.with_name(f"{folder.name}_adapter")
+        averaged = host_values(averaged_params(run, state))
+        first_does(lambda: write_adapter(adapter, averaged, run.model, run.lora, overwrite=True))

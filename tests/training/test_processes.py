@@ -1,0 +1,266 @@
+"""Several processes that train one model: the same curve, stops and deaths, and going on alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kosmos2_jax.data.text_model import train_sentencepiece
+from kosmos2_jax.interop.convert import load
+from kosmos2_jax.training.signals import EXIT_RESTART
+
+from ..data import prepared
+
+ROOT = Path(__file__).resolve().parents[2]
+UPDATES = 14
+# No dropout: its masks go by the place of a row in the batch, which the number of processes
+# changes. Text and pictures; two streams, so that each process has one.
+CONFIG = """
+import dataclasses
+
+from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
+from kosmos2_jax.data.data_config import DataConfig
+from kosmos2_jax.training.optimizer import OptimizerConfig
+from kosmos2_jax.training.run_config import EvaluationConfig, RunConfig
+from kosmos2_jax.training.settings import to_config_dict
+
+
+def get_config(folder):
+    return to_config_dict(RunConfig(
+        model=Kosmos2Config(
+            vision=VisionConfig(16, 8, 32, 1, 2, 32),
+            resampler=ResamplerConfig(num_latents=4, attention_dropout=0.0),
+            decoder=DecoderConfig(0, 32, 1, 2, 32, 96, dropout=0.0),
+            grid_size=8,
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, total_steps=UPDATES),
+        data=DataConfig(
+            tasks="mixtures", folder=folder, rates={"text": 1.0, "captions": 1.0}, batch_size=16,
+            length=72, images=4, pack=True, streams=2, shuffle_buffer=8,
+        ),
+        mesh={"data": 2, "fsdp": -1},
+        log_every=1,
+        checkpoint_every=3,
+    ))
+""".replace("UPDATES", str(UPDATES))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data and the run's configuration, `run.py`."""
+    folder = tmp_path_factory.mktemp("prepared")
+    sentences = [f"a {prepared.words(n, 6)} and Question: Answer: It is the ." for n in range(40)]
+    train_sentencepiece(sentences, folder / "sentencepiece.bpe.model", 80)
+    (folder / "run.py").write_text(CONFIG)
+    return prepared.write_all(folder, 64, ("text", "captions"))
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def devices_flag(count: int) -> str:
+    return f"--xla_force_host_platform_device_count={count}"
+
+
+def start(
+    folder: Path, workdir: Path, processes: int, devices: int
+) -> list[subprocess.Popen[bytes]]:
+    """Starts so many processes of so many devices each; `process-N.log` gets what they say."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "kosmos2_jax.train", f"--workdir={workdir}"]
+    command += [f"--config={folder / 'run.py'}:{folder}"]
+    if processes > 1:
+        command += [f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": devices_flag(devices),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    started = []
+    for number in range(processes):
+        own = [f"--process_id={number}"] if processes > 1 else []
+        with (workdir / f"process-{number}.log").open("ab") as log:
+            started.append(
+                subprocess.Popen(
+                    [*command, *own], cwd=ROOT, env=environment, stdout=log, stderr=log
+                )
+            )
+    return started
+
+
+def wait_for_update(workdir: Path, update: int, started: list[subprocess.Popen[bytes]]) -> None:
+    while len(curve(workdir)) < update:
+        assert all(process.poll() is None for process in started), said(workdir)
+        time.sleep(0.01)
+
+
+def said(workdir: Path) -> str:
+    return "\n".join(file.read_text()[-3000:] for file in sorted(workdir.glob("process-*.log")))
+
+
+def curve(workdir: Path) -> list[tuple[int, float, float]]:
+    """(update, loss, gradient norm) of each update."""
+    file = workdir / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return [(row["step"], row["train/loss"], row["train/gradient_norm"]) for row in rows]
+
+
+def checkpoints(workdir: Path) -> list[int]:
+    names = [path.name for path in (workdir / "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_train_as_one_and_one_goes_on_alone(folder, tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    (process,) = start(folder, alone, 1, devices=8)
+    assert process.wait() == 0, said(alone)
+    assert len(curve(alone)) == UPDATES
+
+    # A signal to one of them: both save after the same update and can be started again.
+    both = start(folder, together, 2, devices=4)
+    wait_for_update(together, 3, both)
+    both[1].send_signal(signal.SIGTERM)
+    assert [process.wait() for process in both] == [EXIT_RESTART] * 2, said(together)
+    stopped = checkpoints(together)[-1]
+    assert 3 < stopped < UPDATES - 2
+    assert said(together).count(f"stopped by SIGTERM after update {stopped}, which is saved") == 2
+    places = (together / "checkpoints" / str(stopped) / "data").glob("shard-*-of-00002.zip")
+    assert len(list(places)) == 2
+
+    # One of them dies.
+    both = start(folder, together, 2, devices=4)
+    wait_for_update(together, stopped + 2, both)
+    both[1].kill()
+    dead = time.monotonic()
+    assert both[0].wait(timeout=60) != 0
+    assert time.monotonic() - dead < 60
+    assert f"going on from update {stopped}\n" in said(together)
+
+    # Half as many devices, and one process, which takes over the data of both.
+    (process,) = start(folder, together, 1, devices=4)
+    assert process.wait() == 0, said(together)
+    found, expected = np.array(curve(together)), np.array(curve(alone))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for ours, theirs in zip(*(leaves(workdir) for workdir in (together, alone)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def leaves(workdir: Path) -> list[np.ndarray]:
+    import jax
+
+    return jax.tree.leaves(load(workdir / "model").params)
+
+
+MESSAGES = """
+import signal, sys
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from kosmos2_jax.errors import ConfigError, Kosmos2Error
+from kosmos2_jax.partitioning import batch_sharding, make_mesh
+from kosmos2_jax.training import processes
+
+coordinator, number = sys.argv[1], int(sys.argv[2])
+processes.start_processes(processes.ProcessSettings(coordinator, 2, number))
+assert jax.device_count() == 8
+
+assert processes.gather({"n": number}) == [{"n": 0}, {"n": 1}]
+done = []
+assert processes.first_then_others(lambda: done.append(number) or len(done)) == 1
+
+def fail():
+    assert number == 0
+    raise ConfigError("no such thing")
+
+try:
+    processes.first_does(fail)
+except Kosmos2Error as error:
+    assert str(error) == "no such thing"
+else:
+    raise AssertionError
+
+# Where a row lies on devices of both, both read all rows.
+for shape, part in [
+    ({"data": 8}, (number, 2, True)),
+    ({"data": 2, "fsdp": 4}, (number, 2, True)),
+    ({"fsdp": 2, "tensor": 4}, (number, 2, True)),
+    ({"tensor": 8}, (0, 1, number == 0)),
+]:
+    sharding = batch_sharding(make_mesh(shape))
+    found = processes.data_shard(sharding, 16)
+    assert (found.number, found.count, found.is_keeper) == part, (shape, found)
+    rows = np.arange(16).reshape(found.count, -1)[found.number]
+    batch = processes.global_batch({"rows": rows}, sharding)
+    np.testing.assert_array_equal(processes.host_values(batch)["rows"], np.arange(16))
+try:
+    processes.data_shard(batch_sharding(make_mesh({"data": 8})), 12)
+except ConfigError as error:
+    assert "data.batch_size 12 is not a multiple" in str(error)
+else:
+    raise AssertionError
+
+# What process 1 hears at its third update, both obey after the same one.
+agree = processes.StopAgreement()
+heard = [agree(signal.SIGTERM if number == 1 and step >= 3 else None) for step in range(1, 8)]
+assert heard == [None] * 4 + [signal.SIGTERM] * 3, heard
+print("all is well", flush=True)
+
+def main():
+    if sys.argv[3:]:
+        # Process 1 waits for an answer of process 0, which is gone.
+        return len(processes.gather("still there?")) if number else 3
+    return 0
+
+processes.run_program(main)
+"""
+
+
+def talk(*arguments: str) -> list[tuple[int, str]]:
+    """Runs `MESSAGES` in two processes: exit status of each, and what it said."""
+    command = [sys.executable, "-c", MESSAGES, f"localhost:{free_port()}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": devices_flag(4)}
+    both = [
+        subprocess.Popen(
+            [*command, str(number), *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    return [(process.communicate(timeout=300)[0], process.returncode)[::-1] for process in both]
+
+
+def test_processes_agree_on_everything():
+    for status, text in talk():
+        assert status == 0, text
+        assert "all is well" in text
+
+
+def test_one_that_fails_does_not_wait_nor_do_the_others():
+    begun = time.monotonic()
+    (first, text), (second, _) = talk("fail")
+    assert first == 3, text
+    assert second not in (0, 3)
+    assert time.monotonic() - begun < 60
