@@ -9,6 +9,7 @@ the machine does hits both. The last line printed is JSON:
   step_ratio: transformers' milliseconds by ours, of the faster of its two variants (as it is, and
     under torch.compile).
   step_ms: of each, medians. loss: of the first step of each.
+  mfu: of each, see `kosmos2_jax.training.flops`; on hardware whose peak is known.
   packing_gain: how many times the target tokens a second our step learns from when it is given
     packed rows (fill `fill_packed`) instead of one example a row (`fill_single`).
 
@@ -114,10 +115,26 @@ def _compare(
         "packing_gain": learned[1] / times["packed"] / (learned[0] / times["single"]),
         "fill_single": float((single["segment_ids"] > 0).mean()),
         "fill_packed": float((packed["segment_ids"] > 0).mean()),
+        "mfu": _utilisation(config, rows, length, {name: times[name] for name in steps}),
         "rows": rows,
         "length": length,
         "dtype": config.dtype,
     }
+
+
+def _utilisation(
+    config: Kosmos2Config, rows: int, length: int, times: dict[str, float]
+) -> dict[str, float]:
+    """The share of the chip's peak that each reaches; nothing where the peak is not known."""
+    import jax
+
+    from kosmos2_jax.training.flops import chip_of, model_flops, model_flops_utilisation
+
+    chip = chip_of(jax.devices()[0].device_kind)
+    if chip is None:
+        return {}
+    flops = model_flops(config, rows, length, images=rows).total
+    return {name: model_flops_utilisation(flops, time, 1, chip) for name, time in times.items()}
 
 
 def _batch(
@@ -220,7 +237,7 @@ class _OurStep:
             optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, warmup_steps=0),
             loss_chunk=256,
         )
-        mesh = make_mesh({"data": 1}, jax.devices()[:1])
+        self._mesh = mesh = make_mesh({"data": 1}, jax.devices()[:1])
         optimizer = make_optimizer(run.optimizer)
         shardings = state_shardings(run, optimizer, mesh)
         model = Kosmos2Model(run.model, loss_chunk=run.loss_chunk)
@@ -238,8 +255,9 @@ class _OurStep:
     def __call__(self, batch: dict[str, np.ndarray]) -> Any:
         import jax
 
-        placed = jax.device_put(batch, self._sharding)
-        self._state, metrics = self._update(self._state, placed)
+        with jax.set_mesh(self._mesh):
+            placed = jax.device_put(batch, self._sharding)
+            self._state, metrics = self._update(self._state, placed)
         return metrics["loss"]
 
 
