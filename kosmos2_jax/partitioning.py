@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import ConfigError
@@ -146,15 +146,14 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     """Places an activation by the table on the ambient mesh (`jax.set_mesh`), if there is one.
 
     So that the compiler need not guess. An axis whose length the mesh does not divide, as of the
-    single row that parameters are initialised with, is left whole. On a mesh with other axes than
-    ours, as t5x's is, the compiler guesses.
+    single row that parameters are initialised with, is left whole.
 
     Args:
       x: an array of a traced program.
       names: logical names of its axes; None for one that is not cut.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not set(MESH_AXES) <= set(mesh.axis_names):
+    mesh = _ambient_mesh()
+    if mesh is None:
         return x
     spec = logical_spec(names)
     whole = [
@@ -176,8 +175,8 @@ def gather(x: jax.Array, names: Sequence[str | None], dtype: Any) -> jax.Array:
       names: logical names of its axes.
       dtype: half precision halves what travels.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape["fsdp"] == 1:
+    mesh = _ambient_mesh()
+    if mesh is None or mesh.shape["fsdp"] == 1:
         return x
     return _gather(x.astype(dtype), tuple(names))
 
@@ -264,6 +263,12 @@ def check_mesh(mesh: Mesh, model: Kosmos2Config, rows: int, micro_batches: int =
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are cut over the slice, data and fsdp axes."""
     return NamedSharding(mesh, logical_spec(("batch",)))
+
+
+def _ambient_mesh() -> AbstractMesh | None:
+    """The mesh of the run under way; None without one, or under a mesh that is not of our axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if set(MESH_AXES) <= set(mesh.axis_names) else None
 
 
 def _axes(cut: str | tuple[str, ...] | None) -> tuple[str, ...]:
