@@ -25,7 +25,7 @@ from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.names import num_parameters
-from kosmos2_jax.models.lora import with_adapters
+from kosmos2_jax.models.lora import join_adapters, split_adapters, with_adapters
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.environment import record_environment
@@ -204,7 +204,7 @@ class _Loop:
             self.evaluation(done, state, run.evaluation.quick_examples)
         hidden = done == steps or not is_first()
         bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
-        agree, profiler = StopAgreement(), Profiler(self.workdir, run.profile_steps)
+        agree, profiler = StopAgreement(self.rows.mesh), Profiler(self.workdir, run.profile_steps)
         with StopRequest() as stop:
             for step in range(done + 1, steps + 1):
                 with self.meter.waiting():
@@ -267,9 +267,10 @@ def first_state(
     """The state that a run begins with: initial values, a checkpoint's, or a warm start's."""
     state = create_state(run, optimizer, shardings)
     if run.init_from.path:
-        params, report = init_params(state.params, run.model, vocabulary, run.init_from)
+        model, adapters = split_adapters(state.params)
+        model, report = init_params(model, run.model, vocabulary, run.init_from)
         say(f"{report}")
-        state = with_params(run, state, params)
+        state = with_params(run, state, join_adapters(model, adapters))
     if run.warm_start.steps:
         first = run.warm_start
         lessons = open_batches(run, first.task, first.batch_size, pack=False)

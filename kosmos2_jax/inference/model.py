@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -122,7 +123,7 @@ class Kosmos2Model:
 
         Args:
           params: of the model.
-          batch: see the module; arrays of the host, one example a row.
+          batch: see the module; one example a row. Arrays of the host, or traced ones.
           generation: instead of the model's own.
 
         Raises:
@@ -153,24 +154,27 @@ class Kosmos2Model:
 def prompts_of(batch: Batch) -> PromptBatch:
     """The rows of a batch up to the first target that has weight, padded to a bucket.
 
-    A row without any weighted target is a prompt as a whole.
+    A row without any weighted target is a prompt as a whole. While JAX traces, lengths are not
+    known: the prompts are then as long as the rows, and packed rows are not noticed.
 
     Raises:
       ValueError: a row holds several examples.
     """
-    segments = np.asarray(batch["segment_ids"])
-    if segments.max(initial=0) > 1:
+    traced = isinstance(batch["segment_ids"], jax.core.Tracer)
+    xp = jnp if traced else np
+    segments = xp.asarray(batch["segment_ids"])
+    if not traced and segments.max(initial=0) > 1:
         raise ValueError("predict_batch takes one example a row, but these rows are packed")
-    weighted = np.asarray(batch["loss_weights"]) > 0
-    whole = np.maximum((segments > 0).sum(axis=1), 1)
-    lengths = np.where(weighted.any(axis=1), weighted.argmax(axis=1) + 1, whole).astype(np.int32)
-    places = bucket_length(int(lengths.max()))
-    inside = np.arange(places)[None] < lengths[:, None]
+    weighted = xp.asarray(batch["loss_weights"]) > 0
+    whole = xp.maximum((segments > 0).sum(axis=1), 1)
+    lengths = xp.where(weighted.any(axis=1), weighted.argmax(axis=1) + 1, whole).astype(np.int32)
+    places = segments.shape[1] if traced else bucket_length(int(lengths.max()))
+    inside = xp.arange(places)[None] < lengths[:, None]
 
-    def fit(name: str, filler: int) -> np.ndarray:
-        values = np.asarray(batch[name])[:, :places]
-        values = np.pad(values, ((0, 0), (0, places - values.shape[1])))
-        return np.where(inside, values, filler).astype(np.int32)
+    def fit(name: str, filler: int) -> Any:
+        values = xp.asarray(batch[name])[:, :places]
+        values = xp.pad(values, ((0, 0), (0, places - values.shape[1])))
+        return xp.where(inside, values, filler).astype(np.int32)
 
     tokens = fit("tokens", Kosmos2Vocabulary.pad_id)
     return PromptBatch(tokens, lengths, fit("image_slots", TEXT_SLOT), batch.get("images"))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from kosmos2_jax.config import AUTO, NONE, SINUSOIDAL, XPOS, DecoderConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import magneto_gain
-from kosmos2_jax.models.layers import Linear, gelu, layer_norm, run_layers
+from kosmos2_jax.models.layers import LayerNorm, Linear, gelu, run_layers
 from kosmos2_jax.models.losses import tied_logits
 from kosmos2_jax.models.positions import apply_xpos, sinusoidal_embedding
 from kosmos2_jax.partitioning import constrain
@@ -105,7 +105,7 @@ class DecoderAttention(nn.Module):
             implementation=self.implementation,
         )
         mixed = constrain(mixed, ("batch", None, "heads"))
-        norm = layer_norm("inner_norm", "heads", config.layer_norm_epsilon, self.dtype)
+        norm = LayerNorm("heads", config.layer_norm_epsilon, self.dtype, name="inner_norm")
         out = Linear(
             config.hidden_size, ("heads", "embed"), gain=gain, dtype=self.dtype, name="out"
         )
@@ -125,7 +125,7 @@ class DecoderMlp(nn.Module):
         hidden = Linear(config.mlp_dim, axes, gain=gain, dtype=self.dtype, name="up")(x)
         hidden = constrain(hidden, ("batch", None, "mlp"))
         hidden = gelu(hidden.astype(jnp.float32)).astype(self.dtype)
-        hidden = layer_norm("norm", "mlp", config.layer_norm_epsilon, self.dtype)(hidden)
+        hidden = LayerNorm("mlp", config.layer_norm_epsilon, self.dtype, name="norm")(hidden)
         return Linear(x.shape[-1], axes[::-1], gain=gain, dtype=self.dtype, name="down")(hidden)
 
 
@@ -143,12 +143,12 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Float[Array, "B L E"], LayerCache | None]:
         epsilon = self.config.layer_norm_epsilon
         dropout = nn.Dropout(self.config.dropout, deterministic=self.deterministic)
-        norm = layer_norm("attention_norm", "embed", epsilon, self.dtype)
+        norm = LayerNorm("embed", epsilon, self.dtype, name="attention_norm")
         attention = DecoderAttention(self.config, self.dtype, self.attention, name="attention")
         with jax.named_scope("attention"):
             mixed, cache = attention(norm(x), cache, context)
         x = constrain(x + dropout(mixed), ("batch", None, None))
-        norm = layer_norm("mlp_norm", "embed", epsilon, self.dtype)
+        norm = LayerNorm("embed", epsilon, self.dtype, name="mlp_norm")
         with jax.named_scope("mlp"):
             x = x + dropout(DecoderMlp(self.config, self.dtype, name="mlp")(norm(x)))
         return constrain(x, ("batch", None, None)), cache
@@ -215,7 +215,7 @@ class Decoder(nn.Module):
             cache,
             context,
         )
-        x = layer_norm("final_norm", "embed", config.layer_norm_epsilon, self.dtype)(x)
+        x = LayerNorm("embed", config.layer_norm_epsilon, self.dtype, name="final_norm")(x)
         return x, cache
 
     def logits(self, hidden: Float[Array, "B L E"]) -> Float[Array, "B L V"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -56,16 +57,56 @@ class Linear(nn.Module):
         return flat.reshape(*x.shape[:-1], self.features) + bias.astype(self.dtype)
 
 
-def layer_norm(name: str, axis: str, epsilon: float, dtype: Any) -> nn.LayerNorm:
-    """A LayerNorm with statistics in float32 (as apex' fused one) and a named axis."""
-    return nn.LayerNorm(
-        epsilon=epsilon,
-        dtype=dtype,
-        use_fast_variance=False,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, (axis,)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (axis,)),
-        name=name,
-    )
+class LayerNorm(nn.Module):
+    """Normalises the last axis, in float32 (as apex' fused one), then scales and shifts it.
+
+    Attributes:
+      axis: logical name of that axis.
+      epsilon: added to the variance.
+      dtype: of the result.
+    """
+
+    axis: str
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch E"]) -> Float[Array, "*batch E"]:
+        scale, bias = (
+            self.param(name, nn.with_logical_partitioning(init, (self.axis,)), x.shape[-1:])
+            for name, init in (("scale", nn.initializers.ones), ("bias", nn.initializers.zeros))
+        )
+        return _normalize(x, scale, bias, self.epsilon).astype(self.dtype)
+
+
+# With its own gradient, as the one that follows from Flax's LayerNorm keeps several arrays of the
+# size of x where x and two numbers a token are enough; 8% of a training step on CPU.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    return _normalize_forward(x, scale, bias, epsilon)[0]
+
+
+def _normalize_forward(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[Array, tuple[Array, ...]]:
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
+    return (wide - mean) * inverse * scale + bias, (x, scale, mean, inverse)
+
+
+def _normalize_backward(
+    epsilon: float, kept: tuple[Array, ...], gradient: Array
+) -> tuple[Array, Array, Array]:
+    x, scale, mean, inverse = kept
+    normal, inner = (x.astype(jnp.float32) - mean) * inverse, gradient * scale
+    along = normal * (normal * inner).mean(-1, keepdims=True)
+    of_x = inverse * (inner - inner.mean(-1, keepdims=True) - along)
+    batch = tuple(range(gradient.ndim - 1))
+    return of_x.astype(x.dtype), (gradient * normal).sum(batch), gradient.sum(batch)
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

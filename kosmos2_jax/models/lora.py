@@ -163,6 +163,19 @@ def low_rank(
     return (x @ a.astype(x.dtype)) @ b.astype(x.dtype) * scale
 
 
+def split_adapters(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's own parameters, and the adapters alone; both nested."""
+    flat = flatten_dict(params, sep="/")
+    own = {path: leaf for path, leaf in flat.items() if not is_adapter(path)}
+    rest = {path: leaf for path, leaf in flat.items() if is_adapter(path)}
+    return unflatten_dict(own, sep="/"), unflatten_dict(rest, sep="/")
+
+
+def join_adapters(own: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `split_adapters`."""
+    return unflatten_dict(flatten_dict(own) | flatten_dict(rest))
+
+
 def merge_adapters(params: Mapping[str, Any], scale: float) -> dict[str, Any]:
     """The model's own parameters, with `scale * A B` added to the kernels that have adapters.
 

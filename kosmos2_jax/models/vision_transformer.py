@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from kosmos2_jax.config import AUTO, NONE, VisionConfig
 from kosmos2_jax.models.attention import attend
 from kosmos2_jax.models.initializers import torch_linear
-from kosmos2_jax.models.layers import Linear, layer_norm, quick_gelu, run_layers
+from kosmos2_jax.models.layers import LayerNorm, Linear, quick_gelu, run_layers
 from kosmos2_jax.partitioning import constrain, gather
 
 
@@ -70,10 +70,10 @@ class VisionLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], cache: None) -> tuple[Float[Array, "B T D"], None]:
         epsilon = self.config.layer_norm_epsilon
-        norm = layer_norm("attention_norm", "vision_embed", epsilon, self.dtype)
+        norm = LayerNorm("vision_embed", epsilon, self.dtype, name="attention_norm")
         attention = VisionAttention(self.config, self.dtype, self.attention, name="attention")
         x = constrain(x + attention(norm(x)), ("batch", None, None))
-        norm = layer_norm("mlp_norm", "vision_embed", epsilon, self.dtype)
+        norm = LayerNorm("vision_embed", epsilon, self.dtype, name="mlp_norm")
         x = x + VisionMlp(self.config, self.dtype, name="mlp")(norm(x))
         return constrain(x, ("batch", None, None)), cache
 
@@ -134,7 +134,7 @@ class VisionTransformer(nn.Module):
                 (config.num_tokens, config.hidden_size),
             )
             x = jnp.concatenate([first, x], axis=1) + positions.astype(self.dtype)
-        x = layer_norm("pre_norm", "vision_embed", config.layer_norm_epsilon, self.dtype)(x)
+        x = LayerNorm("vision_embed", config.layer_norm_epsilon, self.dtype, name="pre_norm")(x)
         x, _ = run_layers(
             lambda name: VisionLayer(config, self.dtype, self.attention, name=name),
             config.num_layers,
@@ -143,7 +143,7 @@ class VisionTransformer(nn.Module):
             x,
             None,
         )
-        x = layer_norm("post_norm", "vision_embed", config.layer_norm_epsilon, jnp.float32)(x)
+        x = LayerNorm("vision_embed", config.layer_norm_epsilon, jnp.float32, name="post_norm")(x)
         # As torch's F.normalize, the norm is at least 1e-12; maximum() under the root keeps the
         # gradient finite at zero.
         square = jnp.sum(x * x, axis=-1, keepdims=True)

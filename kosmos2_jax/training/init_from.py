@@ -23,7 +23,6 @@ from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.interop import clip, convert
 from kosmos2_jax.interop.layout import flatten, nest
 from kosmos2_jax.interop.names import HUGGING_FACE, Shape
-from kosmos2_jax.models.lora import is_adapter
 from kosmos2_jax.training.run_config import InitFromConfig
 
 TOKEN_EMBEDDING = "decoder/token_embedding"
@@ -234,8 +233,6 @@ class _Plan:
 
 def _placed(path: str, leaf: jax.Array, plan: _Plan) -> jax.Array:
     """The values of a leaf, of one layer or of all, in its sharding."""
-    if is_adapter(path):
-        return leaf  # begins at nothing, whatever model it is added to
     match = _STACKED.fullmatch(path)
     if match is None:
         told = plan.value(path, leaf.shape)

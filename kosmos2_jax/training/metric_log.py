@@ -97,10 +97,10 @@ def _start_wandb(folder: Path, project: str, settings: Mapping[str, Any] | None)
     """A run of Weights & Biases, the same one whenever the work folder is the same."""
     try:
         import wandb
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
         raise ConfigError(
-            f"wandb_project is {project!r}, but wandb is missing: pip install wandb, or leave the "
-            "setting empty"
+            f"wandb_project is {project!r}, but {error.name!r} is missing: pip install wandb, or "
+            "leave the setting empty"
         ) from None
     number = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     return wandb.init(

@@ -206,27 +206,36 @@ def host_values(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays in their shardings, from whole ones that every process has; see `host_values`."""
+
+    def one(values: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
 class StopAgreement:
     """What signal any process got, told to all of them after the same update.
 
     With several processes the answer comes some updates late, so that no update waits for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Mesh) -> None:
+        """Begins with no signal; `mesh` is the run's, of all devices."""
         self._asked: collections.deque[jax.Array] = collections.deque()
-        firsts = {device.process_index: device for device in reversed(jax.devices())}
-        mesh = Mesh([firsts[number] for number in sorted(firsts)], ("process",))
-        self._sharding = NamedSharding(mesh, PartitionSpec("process"))
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._highest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, own: signal.Signals | None) -> signal.Signals | None:
         """To be called by all processes after each update, with the signal that came or None."""
         if jax.process_count() == 1:
             return own
-        number = np.array([own or 0], np.int32)
-        self._asked.append(
-            self._highest(jax.make_array_from_process_local_data(self._sharding, number))
+        shape = (self._sharding.mesh.size,)
+        asked = jax.make_array_from_callback(
+            shape, self._sharding, lambda _: np.array([own or 0], np.int32)
         )
+        self._asked.append(self._highest(asked))
         if len(self._asked) <= _LAG:
             return None
         found = int(self._asked.popleft())

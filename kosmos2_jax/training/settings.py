@@ -55,7 +55,7 @@ def parse_command_line(argv: Sequence[str], program: type[Run] = RunConfig) -> C
         return _parse_gin(argv, program)
     values = _read_flags(argv, needed=("config", "workdir"))
     run = build_dataclass(program, values.config.to_dict())
-    return CommandLine(run, Path(values.workdir), _processes_of(values))
+    return CommandLine(run, _work_folder(values.workdir), _processes_of(values))
 
 
 def parse_run(argv: Sequence[str]) -> RunConfig:
@@ -121,7 +121,7 @@ def _parse_gin(argv: Sequence[str], program: type[Run]) -> CommandLine[Run]:
         values.gin_search_paths,
     )
     _check_types(run, program)
-    return CommandLine(run, Path(folder), _processes_of(values))
+    return CommandLine(run, _work_folder(folder), _processes_of(values))
 
 
 def _check_types(run: Any, program: type) -> None:
@@ -131,6 +131,16 @@ def _check_types(run: Any, program: type) -> None:
         typed.update(dataclasses.asdict(run))
     except (TypeError, ValueError) as error:
         raise ConfigError(" ".join(str(error.args[0]).split())) from None
+
+
+def _work_folder(name: str) -> Path:
+    # Checkpoints are committed by renaming folders and metrics appended to, which buckets cannot.
+    if "://" in name:
+        raise ConfigError(
+            f"the work folder {name} is in a bucket, which is not written to directly; mount it, "
+            "or a network disk, on every host and give the folder"
+        )
+    return Path(name)
 
 
 def _define_processes(values: flags.FlagValues) -> None:

@@ -17,10 +17,10 @@ from kosmos2_jax.models.grounded_init import ground, place_vision
 from kosmos2_jax.models.kosmos2 import initial_params, normalize_images
 from kosmos2_jax.models.lora import add_adapters, merge_adapters
 from kosmos2_jax.models.vision_transformer import VisionTransformer
-from kosmos2_jax.partitioning import param_shardings
+from kosmos2_jax.partitioning import make_mesh, param_shardings
 from kosmos2_jax.training.groups import ParameterGroups, find_groups
 from kosmos2_jax.training.optimizer import OptimizerConfig
-from kosmos2_jax.training.processes import host_values
+from kosmos2_jax.training.processes import host_values, place
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.vision_warm_start import train_vision
 
@@ -113,26 +113,27 @@ def warm_up(
       shardings: of the state.
       vocabulary: of the batches.
       batches: training batches of its own; the same on all processes, each of which trains the
-        tower for itself.
+        tower for itself, on one device.
     """
     optimizer = OptimizerConfig(
         learning_rate=run.warm_start.learning_rate,
         warmup_steps=run.warm_start.steps // 10,
         total_steps=run.warm_start.steps,
     )
-    fresh = state.params if jax.process_count() == 1 else host_values(state.params)
-    vision, heads = train_vision(fresh["vision"], run.model, vocabulary, batches, optimizer)
-    images = normalize_images(jnp.asarray(next(batches)["images"][:, 0]))
-    tower = VisionTransformer(run.model.vision, run.model.scan_layers)
-    params = ground(
-        {**fresh, "vision": vision},
-        run.model,
-        jax.random.key(run.seed),
-        np.asarray(tower.apply({"params": vision}, images)),
-        heads,
-        vocabulary.first_location_id,
-    )
-    return with_params(run, state, jax.device_put(jax.device_get(params), shardings.params))
+    fresh = host_values(state.params)
+    with jax.set_mesh(make_mesh({}, jax.local_devices()[:1])):
+        vision, heads = train_vision(fresh["vision"], run.model, vocabulary, batches, optimizer)
+        images = normalize_images(jnp.asarray(next(batches)["images"][:, 0]))
+        tower = VisionTransformer(run.model.vision, run.model.scan_layers)
+        params = ground(
+            {**fresh, "vision": vision},
+            run.model,
+            jax.random.key(run.seed),
+            np.asarray(tower.apply({"params": vision}, images)),
+            heads,
+            vocabulary.first_location_id,
+        )
+    return with_params(run, state, place(jax.device_get(params), shardings.params))
 
 
 def with_params(run: RunConfig, state: TrainState, params: Any) -> TrainState:

@@ -59,23 +59,18 @@ def make_train_step(
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
         among = find_groups({}, state.params) if groups is None else groups
-        old = among.trained(state.params)
+        old, places = among.trained(state.params), among.trained_shardings(shardings.params)
 
         def loss_of_trained(trained: Any, *args: Any) -> tuple[jax.Array, Sums]:
             # Frozen parameters are constants here, so that nothing is computed for their gradient.
             return _with_loss(*loss_fn(among.merged(state.params, trained), *args))
 
-        def grad_fn(*args: Any) -> tuple[Any, Sums]:
+        def placed_grads(*args: Any) -> tuple[Any, Sums]:
             # As the parameters, so that a device sums up its own share only.
             grads, sums = jax.grad(loss_of_trained, has_aux=True)(*args)
-            places = among.trained_shardings(shardings.params)
             return jax.lax.with_sharding_constraint(grads, places), sums
 
-        if micro_batches == 1:
-            grads, sums = grad_fn(old, batch, dropout_key)
-        else:
-            grads, sums = _accumulate(grad_fn, old, batch, dropout_key, micro_batches)
-        grads = jax.tree.map(lambda g: g / sums["weight"], grads)
+        grads, sums = _token_mean(placed_grads, old, batch, dropout_key, micro_batches)
         updates, opt_state = optimizer.update(grads, state.opt_state, old)
         new = optax.apply_updates(old, updates)
         ema = optax.incremental_update(new, state.ema, 1 - ema_decay) if ema_decay else state.ema
@@ -113,6 +108,21 @@ def make_train_step(
 
 def _with_loss(loss: jax.Array, sums: Sums) -> tuple[jax.Array, Sums]:
     return loss, {"loss": loss, **sums}
+
+
+def _token_mean(
+    grad_fn: Callable[..., tuple[Any, Sums]],
+    params: Any,
+    batch: Batch,
+    dropout_key: jax.Array,
+    micro_batches: int,
+) -> tuple[Any, Sums]:
+    """Gradient of the mean over all target tokens of a batch, and sums of its metrics."""
+    if micro_batches == 1:
+        grads, sums = grad_fn(params, batch, dropout_key)
+    else:
+        grads, sums = _accumulate(grad_fn, params, batch, dropout_key, micro_batches)
+    return jax.tree.map(lambda g: g / sums["weight"], grads), sums
 
 
 def _accumulate(

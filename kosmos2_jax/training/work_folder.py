@@ -15,6 +15,7 @@ from kosmos2_jax.interop.files import new_file
 from kosmos2_jax.interop.layout import unstack_layers
 from kosmos2_jax.interop.orbax_io import save_folder
 from kosmos2_jax.interop.peft import write_adapter
+from kosmos2_jax.models.lora import split_adapters
 from kosmos2_jax.training.processes import first_does, host_values
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.state import TrainState, averaged_params, model_params
@@ -70,5 +71,6 @@ def save_model(
     )
     if run.lora.rank:
         adapter = folder.with_name(f"{folder.name}_adapter")
-        averaged = host_values(averaged_params(run, state))
-        first_does(lambda: write_adapter(adapter, averaged, run.model, run.lora, overwrite=True))
+        _, matrices = split_adapters(averaged_params(run, state))
+        values = host_values(matrices)
+        first_does(lambda: write_adapter(adapter, values, run.model, run.lora, overwrite=True))

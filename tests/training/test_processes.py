@@ -219,8 +219,10 @@ else:
     raise AssertionError
 
 # What process 1 hears at its third update, both obey after the same one.
-agree = processes.StopAgreement()
-heard = [agree(signal.SIGTERM if number == 1 and step >= 3 else None) for step in range(1, 8)]
+mesh = make_mesh({"data": 2, "fsdp": 4})
+with jax.set_mesh(mesh):  # as in training
+    agree = processes.StopAgreement(mesh)
+    heard = [agree(signal.SIGTERM if number == 1 and step >= 3 else None) for step in range(1, 8)]
 assert heard == [None] * 4 + [signal.SIGTERM] * 3, heard
 print("all is well", flush=True)
 

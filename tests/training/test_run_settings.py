@@ -11,6 +11,7 @@ from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.models.lora import LoraConfig
 from kosmos2_jax.training.groups import ParameterGroup
+from kosmos2_jax.training.processes import ProcessSettings
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.settings import parse_command_line, to_config_dict
 
@@ -111,6 +112,21 @@ def test_bad_settings_are_named(command_line, arguments, words):
         command_line("--config=configs/quickstart.py", "--workdir=w", *arguments)
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)
+
+
+def test_processes_find_each_other_or_are_told(command_line):
+    quick = ("--config=configs/quickstart.py", "--workdir=w")
+    assert command_line(*quick).processes is None
+    assert command_line(*quick, "--distributed").processes == ProcessSettings()
+    told = ("--coordinator=one:123", "--num_processes=4", "--process_id=0")
+    assert command_line(*quick, *told).processes == ProcessSettings("one:123", 4, 0)
+    with pytest.raises(ConfigError, match="--num_processes and --process_id go together"):
+        command_line(*quick, *told[:2])
+
+
+def test_a_bucket_is_not_taken_for_a_folder(command_line):
+    with pytest.raises(ConfigError, match="gs://bucket/run is in a bucket.*mount it"):
+        command_line("--config=configs/quickstart.py", "--workdir=gs://bucket/run")
 
 
 def test_a_missing_file_or_folder_is_named(command_line):
