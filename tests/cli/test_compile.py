@@ -36,7 +36,7 @@ def kosmos2(*words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("topology", "chips"), [("v5e:4x4", 16), ("v6e:2x2", 4)])
+@pytest.mark.parametrize(("topology", "chips"), [("v5e:4x4", 16)])
 def test_compiles_fits_and_tells(topology, chips):
     rows = f"--config.data.batch_size={chips}"
     done = kosmos2(*REDUCED, rows, "--topology", topology, "--mesh", "fsdp=-1", "--json")
