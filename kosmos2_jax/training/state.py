@@ -120,8 +120,9 @@ def warm_up(
         warmup_steps=run.warm_start.steps // 10,
         total_steps=run.warm_start.steps,
     )
-    fresh = host_values(state.params)
+    whole = host_values(state.params)
     with jax.set_mesh(make_mesh({}, jax.local_devices()[:1])):
+        fresh = jax.tree.map(jnp.asarray, whole)
         vision, heads = train_vision(fresh["vision"], run.model, vocabulary, batches, optimizer)
         images = normalize_images(jnp.asarray(next(batches)["images"][:, 0]))
         tower = VisionTransformer(run.model.vision, run.model.scan_layers)
