@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
@@ -82,13 +83,15 @@ class LayerNorm(nn.Module):
 # With its own gradient, as the one that follows from Flax's LayerNorm keeps several arrays of the
 # size of x where x and two numbers a token are enough; 8% of a training step on CPU.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalize(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+def _normalize(
+    x: Array, scale: Array | np.ndarray, bias: Array | np.ndarray, epsilon: float
+) -> Array:
     return _normalize_forward(x, scale, bias, epsilon)[0]
 
 
 def _normalize_forward(
-    x: Array, scale: Array, bias: Array, epsilon: float
-) -> tuple[Array, tuple[Array, ...]]:
+    x: Array, scale: Array | np.ndarray, bias: Array | np.ndarray, epsilon: float
+) -> tuple[Array, tuple[Array | np.ndarray, ...]]:
     wide = x.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
@@ -96,7 +99,7 @@ def _normalize_forward(
 
 
 def _normalize_backward(
-    epsilon: float, kept: tuple[Array, ...], gradient: Array
+    epsilon: float, kept: tuple[Array | np.ndarray, ...], gradient: Array
 ) -> tuple[Array, Array, Array]:
     x, scale, mean, inverse = kept
     normal, inner = (x.astype(jnp.float32) - mean) * inverse, gradient * scale
