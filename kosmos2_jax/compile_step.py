@@ -43,7 +43,10 @@ TOPOLOGIES = tuple(
 )
 # As the names of kernels stand in the metadata of a program.
 _KERNELS = ("splash",)
-_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+# The compiler's two ways of saying how much memory it would have needed, or at least.
+_OUT_OF_MEMORY = re.compile(
+    r"Used ([\d.]+[KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+[KMGT])\) exceeds available HBM"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +170,8 @@ def compile_run(
         needed = _OUT_OF_MEMORY.search(str(error))
         if needed is None:
             raise
-        peak = int(float(needed[1]) * 1024 ** "KMGT".index(needed[2]) * 1024)
+        size = needed[1] or needed[2]
+        peak = int(float(size[:-1]) * 1024 ** ("KMGT".index(size[-1]) + 1))
         return Compiled(
             **known, memory=None, peak=peak, attention="", collectives={}, roofline=None
         )

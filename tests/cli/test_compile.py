@@ -57,6 +57,16 @@ def test_compiles_fits_and_tells(topology, chips):
     assert 0 < found["mfu"][0] <= found["mfu"][1] <= 1
 
 
+def test_what_does_not_fit_is_said_without_a_program():
+    """At full size, 16 rows with their pictures at once are too much for a chip of 16 GiB."""
+    config = "--config=configs/kosmos2_pretrain.py"
+    done = kosmos2(config, "--topology", "v5e:4x4", "--mesh", "fsdp=-1", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert not found["fits"] and 16 < found["peak_gib"] < 32
+    assert found["memory"] is None and found["flops"]["total"] > 7e15
+
+
 def fails(capsys, *words: str) -> str:
     assert main(["compile", *words]) == 1
     out, err = capsys.readouterr()
