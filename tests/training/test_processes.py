@@ -110,7 +110,7 @@ def wait_for_update(workdir: Path, update: int, started: list[subprocess.Popen[b
 
 
 def said(workdir: Path) -> str:
-    return "\n".join(file.read_text()[-3000:] for file in sorted(workdir.glob("process-*.log")))
+    return "\n".join(file.read_text() for file in sorted(workdir.glob("process-*.log")))
 
 
 def curve(workdir: Path) -> list[tuple[int, float, float]]:
