@@ -26,7 +26,7 @@ def _imported(importtime: str) -> set[str]:
 
 HELPS = {
     "kosmos2_jax": ["usage: kosmos2", "describe", "compile"],
-    "kosmos2_jax.train": ["usage: python", "--config=FILE", "kosmos2_pretrain.py", "micro_batches:"],
+    "kosmos2_jax.train": ["usage: python", "kosmos2_pretrain.py", "micro_batches:"],
     "kosmos2_jax.evaluate": ["usage: python", "EVAL_OUTPUT_DIR", "evaluate.py", "checkpoint:"],
 }
 
