@@ -9,9 +9,13 @@ Exit status: 0 when the run is finished; 1 for an error that a user can mend, to
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before JAX is imported, which takes seconds
+    from kosmos2_jax.training.usage import answer_help
+
+    answer_help("train", __doc__)
+
 import dataclasses
 import signal
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -41,7 +45,6 @@ from kosmos2_jax.training.processes import (
     global_batch,
     is_first,
     run_program,
-    start_processes,
 )
 from kosmos2_jax.training.profiling import Profiler
 from kosmos2_jax.training.program import run_story
@@ -51,7 +54,6 @@ from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.run_data import open_batches, prepare_data, with_vocabulary
 from kosmos2_jax.training.run_evaluation import Evaluation
 from kosmos2_jax.training.run_step import make_run_step
-from kosmos2_jax.training.settings import parse_command_line
 from kosmos2_jax.training.signals import Interrupted, StopRequest
 from kosmos2_jax.training.state import TrainState, create_state, warm_up, with_params
 from kosmos2_jax.training.task_evaluation import TaskResult
@@ -262,14 +264,7 @@ def first_state(
 
 def main() -> int:
     """Runs the command line; errors a user can mend are one line. Gives the exit status."""
-
-    def story() -> None:
-        command = parse_command_line(sys.argv)
-        if command.processes:
-            start_processes(command.processes)
-        train(command.run, command.workdir)
-
-    return run_story("kosmos2_jax.train", story)
+    return run_story("kosmos2_jax.train", RunConfig, train)
 
 
 if __name__ == "__main__":
