@@ -8,7 +8,6 @@ from pathlib import Path
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding import Kosmos2Vocabulary
-from kosmos2_jax.inference.decoding import GenerationConfig
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.loss_evaluation import LossEvaluation
@@ -18,14 +17,6 @@ from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.sheets import write_sheets
 from kosmos2_jax.training.state import TrainState, model_params
 from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
-
-
-def generation_config(run: RunConfig) -> GenerationConfig:
-    """How answers are written while evaluating."""
-    return GenerationConfig(
-        max_new_tokens=run.evaluation.max_new_tokens,
-        no_repeat_ngram_size=run.no_repeat_ngram_size,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
