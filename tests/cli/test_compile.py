@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -103,13 +104,17 @@ def test_compiles_at_full_size(topology):
     check(compiled(CONFIG, *settings, "--topology", topology), mesh)
 
 
-@pytest.mark.timeout(1800)
-def test_what_does_not_fit_is_said_without_a_program():
+def test_what_does_not_fit_is_said_without_a_program(capsys):
     """Logits of 64 rows a chip at once are too much for 16 GiB."""
     rows = ("--config.data.batch_size=1024", "--config.loss_chunk=0", "--config.data.images=1")
-    found = compiled(*REDUCED, *rows, "--topology", "v5e:4x4", **QUICKLY)
-    assert not found["fits"] and 16 < found["peak_gib"] < 256
-    assert found["memory"] is None and found["flops"]["total"] > 1e14
+    # Splash attention knows no "highest" precision, which this process has.
+    settings = (*REDUCED, *rows, "--config.model.attention=xla")
+    assert main(["compile", *settings, "--topology", "v5e:4x4"]) == 0
+    first, verdict, mend = capsys.readouterr().out.splitlines()
+    assert first.startswith("16 x v5e, fsdp 16; 1024 rows of 2048 tokens")
+    needed = re.fullmatch(r"DOES NOT FIT: ([\d.]+) GiB of 16.00 GiB a chip \(\d+%\)", verdict)
+    assert 16 < float(needed[1]) < 256
+    assert "gave up" in mend and "micro_batches" in mend
 
 
 def fails(capsys, *words: str) -> str:
