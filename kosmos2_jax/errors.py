@@ -31,3 +31,7 @@ class ConfigError(Kosmos2Error):
 
 class TrainingError(Kosmos2Error):
     """A run that cannot go on as it was set up."""
+
+
+class BusyError(Kosmos2Error):
+    """More requests than can wait."""

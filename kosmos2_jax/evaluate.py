@@ -27,7 +27,7 @@ from kosmos2_jax.training.program import run_story
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.run_config import EvaluationRun, RunConfig
 from kosmos2_jax.training.run_data import prepare_data
-from kosmos2_jax.training.run_evaluation import generation_config
+from kosmos2_jax.training.run_evaluation import sampling_config
 from kosmos2_jax.training.settings import parse_command_line
 from kosmos2_jax.training.sheets import write_sheets
 from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
@@ -81,7 +81,7 @@ def evaluate(run: EvaluationRun, workdir: Path) -> dict[str, TaskResult]:
             )
 
         # Tasks
-        model = Kosmos2Model(settings.model, generation_config(settings))
+        model = Kosmos2Model(settings.model, sampling_config(settings))
         lengths = feature_lengths(run.data.length, run.data.images)
         limit = run.evaluation.examples
         results = evaluate_tasks(

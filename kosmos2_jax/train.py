@@ -50,7 +50,7 @@ from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.read_so_far import ReadSoFar
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.run_data import open_batches, prepare_data, with_vocabulary
-from kosmos2_jax.training.run_evaluation import Evaluation, generation_config
+from kosmos2_jax.training.run_evaluation import Evaluation, sampling_config
 from kosmos2_jax.training.settings import parse_command_line
 from kosmos2_jax.training.signals import Interrupted, StopRequest
 from kosmos2_jax.training.state import (
@@ -123,7 +123,7 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
 
     # Model, state, step
     tasks = task_names(mixture)
-    model = Kosmos2Model(run.model, generation_config(run), run.loss_chunk, len(tasks))
+    model = Kosmos2Model(run.model, sampling_config(run), run.loss_chunk, len(tasks))
     groups = run_groups(run)
     optimizer = make_optimizer(run.optimizer, groups)
     shardings = state_shardings(run, optimizer, mesh)

@@ -8,8 +8,8 @@ from pathlib import Path
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding import Kosmos2Vocabulary
-from kosmos2_jax.inference.decoding import GenerationConfig
 from kosmos2_jax.inference.model import Kosmos2Model
+from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.loss_evaluation import LossEvaluation
 from kosmos2_jax.training.metric_log import MetricLog
@@ -20,9 +20,9 @@ from kosmos2_jax.training.state import TrainState, model_params
 from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
 
 
-def generation_config(run: RunConfig) -> GenerationConfig:
+def sampling_config(run: RunConfig) -> SamplingConfig:
     """How answers are written while evaluating."""
-    return GenerationConfig(
+    return SamplingConfig(
         max_new_tokens=run.evaluation.max_new_tokens,
         no_repeat_ngram_size=run.no_repeat_ngram_size,
     )
