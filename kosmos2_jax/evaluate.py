@@ -6,8 +6,12 @@ for each task, a sheet of pictures and what the model wrote.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before JAX is imported, which takes seconds
+    from kosmos2_jax.training.usage import answer_help
+
+    answer_help("evaluate", __doc__)
+
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -15,20 +19,18 @@ from jax.sharding import Mesh
 
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.errors import ConfigError
-from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.checkpoint import Checkpoint
 from kosmos2_jax.interop.convert import load, open_checkpoint
 from kosmos2_jax.interop.layout import flatten
 from kosmos2_jax.models.kosmos2 import initial_params
 from kosmos2_jax.partitioning import check_mesh, make_mesh, param_shardings
 from kosmos2_jax.training.environment import record_environment
-from kosmos2_jax.training.processes import is_first, run_program, start_processes
+from kosmos2_jax.training.processes import is_first, run_program
 from kosmos2_jax.training.program import run_story
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.run_config import EvaluationRun, RunConfig
 from kosmos2_jax.training.run_data import prepare_data
-from kosmos2_jax.training.run_evaluation import sampling_config
-from kosmos2_jax.training.settings import parse_command_line
+from kosmos2_jax.training.run_step import run_model
 from kosmos2_jax.training.sheets import write_sheets
 from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
 
@@ -81,7 +83,7 @@ def evaluate(run: EvaluationRun, workdir: Path) -> dict[str, TaskResult]:
             )
 
         # Tasks
-        model = Kosmos2Model(settings.model, sampling_config(settings))
+        model = run_model(settings)
         lengths = feature_lengths(run.data.length, run.data.images)
         limit = run.evaluation.examples
         results = evaluate_tasks(
@@ -119,14 +121,7 @@ def _write_outputs(results: dict[str, TaskResult], folder: Path) -> None:
 
 def main() -> int:
     """Runs the command line; errors a user can mend are one line. Gives the exit status."""
-
-    def story() -> None:
-        command = parse_command_line(sys.argv, EvaluationRun)
-        if command.processes:
-            start_processes(command.processes)
-        evaluate(command.run, command.workdir)
-
-    return run_story("kosmos2_jax.evaluate", story)
+    return run_story("kosmos2_jax.evaluate", EvaluationRun, evaluate)
 
 
 if __name__ == "__main__":

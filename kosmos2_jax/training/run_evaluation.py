@@ -9,7 +9,6 @@ from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
-from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.loss_evaluation import LossEvaluation
 from kosmos2_jax.training.metric_log import MetricLog
@@ -18,14 +17,6 @@ from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.sheets import write_sheets
 from kosmos2_jax.training.state import TrainState, model_params
 from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
-
-
-def sampling_config(run: RunConfig) -> SamplingConfig:
-    """How answers are written while evaluating."""
-    return SamplingConfig(
-        max_new_tokens=run.evaluation.max_new_tokens,
-        no_repeat_ngram_size=run.no_repeat_ngram_size,
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from kosmos2_jax.config import build_dataclass
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.errors import ConfigError, nearest
 from kosmos2_jax.training.processes import ProcessSettings
 from kosmos2_jax.training.run_config import RunConfig
 
@@ -82,16 +82,33 @@ def _read_flags(argv: Sequence[str], needed: Sequence[str]) -> flags.FlagValues:
     except flags.Error as error:
         raise ConfigError(f"{error}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # ml_collections names the unknown key and the nearest known one.
-        given = ", ".join(a for a in argv if a.startswith("--config."))
+        given = [argument for argument in arguments if argument.startswith("--config.")]
+        _check_names(given, arguments)
         reason = " ".join(str(error.args[0]).split())
-        raise ConfigError(f"cannot apply {given}: {reason}") from None
+        raise ConfigError(f"cannot apply {', '.join(given)}: {reason}") from None
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; settings are --config.NAME=VALUE")
     for name in needed:
         if values[name].value is None:
             raise ConfigError(f"--{name} is missing: give --config=FILE and --workdir=DIR")
     return values
+
+
+def _check_names(given: Sequence[str], arguments: Sequence[str]) -> None:
+    """Whether the file has all settings that are `given` other values."""
+    file = [a for a in arguments if not a.startswith("--config.")]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "The run.", flag_values=values, sys_argv=file)
+    values([file[0], *(argument for argument in file if argument.startswith("--config="))])
+    for argument in given:
+        part, before = values.config, ""
+        for name in argument.removeprefix("--config.").partition("=")[0].split("."):
+            if not isinstance(part, ConfigDict):
+                break  # a place in a tuple, say
+            if name not in part:
+                hint = nearest(name, part, before)
+                raise ConfigError(f"{argument}: unknown setting {before}{name}; {hint}")
+            part, before = part[name], f"{before}{name}."
 
 
 def _parse_gin(argv: Sequence[str], program: type[Run]) -> CommandLine[Run]:

@@ -40,6 +40,11 @@ def test_a_setting_is_replaced_and_typed(command_line):
     assert str(command.workdir) == "somewhere"
 
 
+def test_every_axis_of_the_mesh_can_be_set_whatever_the_file_names(command_line):
+    run = command_line("--config=configs/quickstart.py", "--workdir=w", "--config.mesh.fsdp=2").run
+    assert run.mesh == {"slice": 1, "data": -1, "fsdp": 2, "tensor": 1}
+
+
 def test_installed_configs_are_found_from_any_folder(command_line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command_line("--config=configs/quickstart.py", "--workdir=w").run.data.batch_size > 0
@@ -101,6 +106,8 @@ def test_the_papers_pretraining_has_its_numbers(command_line):
         (["--config.log_every=0"], ["log_every", "at least 1"]),
         (["--config.ema_decay=1.5"], ["ema_decay", "1.5"]),
         (["--config.optimizer.groups.vision.froze=1"], ["froze"]),
+        (["--config.mesh.fdsp=2"], ["mesh.fdsp", "did you mean mesh.fsdp?"]),
+        (["--config.mesh.model=2"], ["mesh.model", "known: data, fsdp, slice, tensor"]),
         (["--config.data.streams=0"], ["data.streams", "at least 1"]),
         (["--config.micro_batches=5"], ["batch_size", "multiple of micro_batches 5"]),
         (["--confg.seed=1"], ["confg.seed"]),
