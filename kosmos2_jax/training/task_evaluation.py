@@ -52,7 +52,7 @@ def evaluate_tasks(
     parameters, and all get the same results.
 
     Args:
-      model: the contract; its generation settings say how answers are written.
+      model: the contract; its `sampling` says how answers are written.
       params: unboxed parameters.
       vocabulary: of the model.
       config: tasks, and rows at a time.
