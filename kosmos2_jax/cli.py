@@ -1,4 +1,4 @@
-"""The command line: `kosmos2 describe|ground|refer|ask IMAGE ...`, `kosmos2 convert`, `inspect`.
+"""The command line: `kosmos2 describe|ground|refer|ask IMAGE ...`, `convert`, `inspect`, `grit`.
 
 Nothing heavy is imported before a command runs, so that `kosmos2 --help` answers at once. What
 the user can mend is told in one line on stderr, with exit status 1; usage errors have status 2.
@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       SystemExit: after `--help` and `--version` (status 0) and usage errors (2).
     """
     words = _join_negative_box(list(sys.argv[1:] if argv is None else argv))
+    if words[:1] == ["grit"]:
+        from kosmos2_jax.build_grit import main as grit
+
+        return grit(words[1:])
     parser, commands = _make_parser()
     _check_words(words, parser, commands)
     settings = [word for word in words if word.startswith(_SETTING)]
@@ -315,6 +319,7 @@ def _make_parser() -> tuple[_Parser, dict[str, _Parser]]:
         _add_model(sub)
     _add_convert(command("convert", _convert, "turn a checkpoint into another format"))
     _add_inspect(command("inspect", _inspect, "show as a web page what training will see"))
+    subparsers.add_parser("grit", help="ground captions of your own pictures, as GRIT is made")
     _add_compile(command("compile", _compile, "compile training for TPUs that are not here"))
     return parser, dict(subparsers.choices)
 
