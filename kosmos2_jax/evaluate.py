@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.errors import ConfigError
-from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.interop.checkpoint import Checkpoint
 from kosmos2_jax.interop.convert import open_checkpoint
 from kosmos2_jax.interop.files import as_path
@@ -33,7 +32,7 @@ from kosmos2_jax.training.program import run_story
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.run_config import EvaluationRun, RunConfig
 from kosmos2_jax.training.run_data import prepare_data
-from kosmos2_jax.training.run_evaluation import generation_config
+from kosmos2_jax.training.run_step import run_model
 from kosmos2_jax.training.sheets import write_sheets
 from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
 
@@ -87,7 +86,7 @@ def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResul
             )
 
         # Tasks
-        model = Kosmos2Model(settings.model, generation_config(settings))
+        model = run_model(settings)
         lengths = feature_lengths(run.data.length, run.data.images)
         rows = batch_sharding(mesh)
         tasks = TaskEvaluation(model, vocabulary, run.evaluation, lengths, rows, run.split)

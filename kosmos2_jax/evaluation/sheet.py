@@ -9,7 +9,7 @@ from typing import IO
 
 from PIL import Image, ImageDraw, ImageFont
 
-from kosmos2_jax.evaluation.metrics import MIN_IOU
+from kosmos2_jax.evaluation.box_metrics import MIN_IOU
 from kosmos2_jax.grounding.boxes import Box, iou
 from kosmos2_jax.vision import text as text_tools
 from kosmos2_jax.vision.drawing import draw_box, is_drawable, pixel_box

@@ -7,7 +7,6 @@ import dataclasses
 from etils import epath
 
 from kosmos2_jax.errors import ConfigError
-from kosmos2_jax.inference.decoding import GenerationConfig
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.loss_evaluation import LossEvaluation
 from kosmos2_jax.training.metric_log import MetricLog
@@ -16,14 +15,6 @@ from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.sheets import write_sheets
 from kosmos2_jax.training.state import TrainState, model_params
 from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
-
-
-def generation_config(run: RunConfig) -> GenerationConfig:
-    """How answers are written while evaluating."""
-    return GenerationConfig(
-        max_new_tokens=run.evaluation.max_new_tokens,
-        no_repeat_ngram_size=run.no_repeat_ngram_size,
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,7 +70,7 @@ class TaskEvaluation:
         """Reads nothing yet.
 
         Args:
-          model: the contract; its generation settings say how answers are written.
+          model: the contract; its `sampling` says how answers are written.
           vocabulary: of the model.
           config: tasks, and rows at a time; filled up to a multiple of the devices they lie over.
           lengths: `kosmos2_jax.data.features.feature_lengths`.

@@ -169,7 +169,7 @@ config.DecoderConfig:
   mlp_dim = 32
   max_length = 128
   dropout = 0.0
-decoding.GenerationConfig.max_new_tokens = 8
+sampling.SamplingConfig.max_new_tokens = 8
 optimizer.OptimizerConfig:
   learning_rate = 1e-2
   warmup_steps = 2

@@ -90,19 +90,19 @@ def curve(folder):
 
 def kill_at(monkeypatch, step):
     """Ends the process, as it were, just before the given update is made."""
-    made = trainer.make_train_step
+    make_run_step = trainer.make_run_step
 
     def make(*args):
-        step_fn, calls = made(*args), iter(range(1, step + 1))
+        made, calls = make_run_step(*args), iter(range(1, step + 1))
 
-        def run(state, batch):
+        def update(state, batch):
             if next(calls) == step:
                 raise Killed
-            return step_fn(state, batch)
+            return made.update(state, batch)
 
-        return run
+        return dataclasses.replace(made, update=update)
 
-    monkeypatch.setattr(trainer, "make_train_step", make)
+    monkeypatch.setattr(trainer, "make_run_step", make)
 
 
 def test_a_run_leaves_curve_settings_model_and_figures(uninterrupted):
