@@ -28,6 +28,7 @@ INWARDS_TO_OUTWARDS = (
     "inspect_data",
     "compile_step",
     "build_grit",
+    "commands",
     "cli",
 )
 FILES = [
