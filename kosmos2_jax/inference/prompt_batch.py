@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from kosmos2_jax.errors import MarkupError
 from kosmos2_jax.grounding.grounded_text import GroundedText
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 
 TEXT_SLOT = -1  # in image_slots: this place holds text
+# The first of the vectors that are given stands for -2, the next for -3, ..., so that they do not
+# depend on how many pictures other rows of a batch have.
+EMBEDDING_SLOT = -2
 # Steps of padded lengths, each from some length on: few programs, and little padding.
 _STEPS = ((256, 64), (128, 32), (64, 16), (0, 64))
 
@@ -25,13 +28,16 @@ class Prompt(NamedTuple):
 
     Attributes:
       ids: from `<s>` on.
-      image_slots: `picture * num_latents + slot` where a picture stands, -1 at text.
+      image_slots: `picture * num_latents + slot` where a picture stands, -1 at text, -2, -3, ...
+        where a given vector stands.
       images: pixels of each picture in reading order.
+      embeddings: given vectors in reading order, in the place of tokens' unscaled embeddings.
     """
 
     ids: Int[np.ndarray, " L"]
     image_slots: Int[np.ndarray, " L"]
     images: tuple[UInt8[np.ndarray, "S S 3"], ...]
+    embeddings: Float[np.ndarray, "M E"] | None = None
 
 
 class PromptBatch(NamedTuple):
@@ -40,15 +46,17 @@ class PromptBatch(NamedTuple):
     Attributes:
       tokens: int32.
       lengths: int32, tokens of each row that are no padding; at least 1.
-      image_slots: int32, -1 at text and padding.
+      image_slots: int32, as of `Prompt`; -1 at padding.
       images: None if no row has any; rows with fewer than N end with black ones, which nothing
         refers to.
+      embeddings: None if no row has any; filled up with zeros.
     """
 
     tokens: Int[np.ndarray, "B L"]
     lengths: Int[np.ndarray, " B"]
     image_slots: Int[np.ndarray, "B L"]
     images: UInt8[np.ndarray, "B N S S 3"] | None
+    embeddings: Float[np.ndarray, "B M E"] | None = None
 
 
 def build_prompt(
@@ -65,7 +73,8 @@ def build_prompt(
       num_latents: slots of a picture.
       segments: markup strings, whose tags become tokens as in the official inference code;
         grounded texts, whose phrases get tags and in which literal tags are text like any other;
-        pictures as uint8 [S, S, 3] of one size.
+        pictures as uint8 [S, S, 3] of one size; vectors as float [K, E], each in the place of a
+        token.
 
     Raises:
       MarkupError: a tag is not of this vocabulary, or a phrase does not fit its text.
@@ -73,19 +82,27 @@ def build_prompt(
     """
     ids, slots = [vocabulary.bos_id], [TEXT_SLOT]
     images: list[np.ndarray] = []
+    vectors: list[np.ndarray] = []
     for segment in segments:
         if isinstance(segment, str | GroundedText):
             is_markup = isinstance(segment, str)
             encode = vocabulary.encode_markup if is_markup else vocabulary.encode_grounded
             new = encode(segment)
             slots += [TEXT_SLOT] * len(new)
+        elif segment.ndim == 2:
+            # The ids that stand for pictures, which only the rule of n-grams looks at.
+            new = vocabulary.image_ids(len(segment))[1:-1]
+            first = EMBEDDING_SLOT - len(vectors)
+            slots += range(first, first - len(segment), -1)
+            vectors += list(segment)
         else:
             new = vocabulary.image_ids(num_latents)
             first = len(images) * num_latents
             slots += [TEXT_SLOT, *range(first, first + num_latents), TEXT_SLOT]
             images.append(segment)
         ids += new
-    return Prompt(np.array(ids, np.int32), np.array(slots, np.int32), tuple(images))
+    embeddings = np.array(vectors, np.float32) if vectors else None
+    return Prompt(np.array(ids, np.int32), np.array(slots, np.int32), tuple(images), embeddings)
 
 
 def batch_prompts(
@@ -111,7 +128,7 @@ def batch_prompts(
         tokens[row, : len(prompt.ids)] = prompt.ids
         slots[row, : len(prompt.ids)] = prompt.image_slots
     lengths = np.array([len(prompt.ids) for prompt in prompts], np.int32)
-    return PromptBatch(tokens, lengths, slots, _stack_images(prompts))
+    return PromptBatch(tokens, lengths, slots, _stack_images(prompts), _stack_vectors(prompts))
 
 
 def check_length(prompt: Prompt, max_length: int) -> None:
@@ -142,4 +159,16 @@ def _stack_images(prompts: Sequence[Prompt]) -> np.ndarray | None:
     for row, prompt in enumerate(prompts):
         for number, image in enumerate(prompt.images):
             stacked[row, number] = image
+    return stacked
+
+
+def _stack_vectors(prompts: Sequence[Prompt]) -> np.ndarray | None:
+    given = [prompt.embeddings for prompt in prompts if prompt.embeddings is not None]
+    if not given:
+        return None
+    shape = (len(prompts), max(map(len, given)), given[0].shape[1])
+    stacked = np.zeros(shape, np.float32)
+    for row, prompt in enumerate(prompts):
+        if prompt.embeddings is not None:
+            stacked[row, : len(prompt.embeddings)] = prompt.embeddings
     return stacked

@@ -198,7 +198,8 @@ class Questions:
 
         Args:
           segments: in reading order: strings with tags as the model knows them, grounded texts,
-            pictures (not by their path as a string, use a `pathlib.Path`).
+            pictures (not by their path as a string, use a `pathlib.Path`), and vectors as float
+            arrays [K, E], each in the place of a token's embedding.
           sampling: how to write on.
 
         Raises:
@@ -218,10 +219,7 @@ class Questions:
     def prompt(self, segments: Sequence[Segment]) -> Prompt:
         """The row that the model reads; segments and errors are as of `raw`."""
         return self._prompt(
-            [
-                segment if isinstance(segment, str | GroundedText) else self._pixels(segment)
-                for segment in segments
-            ]
+            [segment if _is_ready(segment) else self._pixels(segment) for segment in segments]
         )
 
     def _prompt(self, segments: Sequence[str | GroundedText | np.ndarray]) -> Prompt:
@@ -249,6 +247,12 @@ class Questions:
                 f"this model has no location tokens, so it cannot {task}; it can describe and "
                 "answer without boxes"
             )
+
+
+def _is_ready(segment: Segment) -> bool:
+    """Whether it is not a picture."""
+    is_vectors = isinstance(segment, np.ndarray) and segment.ndim == 2
+    return is_vectors or isinstance(segment, str | GroundedText)
 
 
 def _as_text(text: str | GroundedText) -> GroundedText:

@@ -11,6 +11,7 @@ import torch
 
 from kosmos2_jax.config import XPOS, preset
 from kosmos2_jax.inference.beam_search import beam_search
+from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.inference.ngram import HUGGING_FACE, OFFICIAL
 from kosmos2_jax.inference.prompt_batch import batch_prompts
 from kosmos2_jax.inference.sampling import FAIRSEQ, SamplingConfig
@@ -96,11 +97,13 @@ def test_beams_equal_transformers(beams: int, reference, lively, prompts):
             STEPS, ngram, HUGGING_FACE, num_beams=beams, length_penalty=penalty
         )
         ours = jax.device_get(beam_search(CONFIG, lively, batch, sampling))
+        best = jax.device_get(Kosmos2Model(CONFIG, sampling).generate(lively, batch))
         for row, prompt in enumerate(prompts):
             tokens, scores = _theirs(reference.model, lively, prompt, beams, ngram, penalty)
             assert _ours(ours, row) == tokens, (ngram, penalty, row)
             np.testing.assert_allclose(ours.scores[row], scores, atol=1e-4)
             lengths |= set(map(len, tokens))
+            assert best.tokens[row, : best.lengths[row]].tolist() == tokens[0]
             sums = ours.log_probs[row].sum(-1) / ours.lengths[row] ** np.float32(penalty)
             np.testing.assert_allclose(sums, scores, atol=1e-4)
     assert len(lengths) > 3 and STEPS in lengths  # some ended of themselves, some did not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from pathlib import Path
@@ -202,6 +203,31 @@ def test_raw_prompts_hold_demonstrations(random_predictor: Predictor):
     ids = question.request.prompt.ids.tolist()
     assert ids.count(v.begin_image_id) == 3 and ids.count(v.object_id) == 1
     assert question.read(random_predictor.stream(question).result()[0]).text is not None
+
+
+def test_given_vectors_stand_for_tokens_and_pictures(random_predictor: Predictor):
+    """A token's row of the table, and a picture's soft tokens, give what they themselves give."""
+    predictor = random_predictor
+    v, table = predictor.vocabulary, predictor.params["decoder"]["token_embedding"]
+    pixels = predictor.questions.prompt([PIXELS]).images[0]
+    soft = jax.jit(functools.partial(predictor.model.module.apply, method="encode_images"))(
+        {"params": predictor.params}, pixels[None, None]
+    )
+    ids = v.encode("a red star")
+    asked = [
+        [PIXELS, "is", "a red star"],
+        [PIXELS, "is", np.asarray(table)[ids]],
+        ["<image>", np.asarray(soft[0]), "</image>is", np.asarray(table)[ids]],
+    ]
+    sampling = SamplingConfig(8, no_repeat_ngram_size=0)
+    found = predictor.engine.generate(
+        [predictor.questions.raw(segments, sampling).request for segments in asked]
+    )
+    for (output,) in found[1:]:
+        assert output.ids == found[0][0].ids
+        np.testing.assert_allclose(output.log_probs, found[0][0].log_probs, atol=1e-4)
+    with pytest.raises(MarkupError, match="the model takes"):
+        predictor.stream(predictor.questions.raw(["a", np.zeros((2, 3), np.float32)]))
 
 
 def test_scores_and_choices(random_predictor: Predictor):
