@@ -14,17 +14,20 @@ import seqio
 from PIL import Image
 
 from kosmos2_jax.config import preset
+from kosmos2_jax.data.benchmarks.records import CaptionRecord, PhraseRecord, QuestionRecord
 from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.packing_converter import PackingFeatureConverter
 from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.grounding import markup
+from kosmos2_jax.grounding.boxes import Box
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.tasks import benchmarks
 from kosmos2_jax.training.run_config import EvaluationConfig
-from kosmos2_jax.training.task_evaluation import evaluate_tasks
+from kosmos2_jax.training.sheets import sheet_items
+from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
 
 SIZE = 28  # of the tiny model's pictures
 LENGTHS = feature_lengths(128, 1)
@@ -238,6 +241,21 @@ def test_a_model_answers(vocabulary):
     assert result.metrics == {"refcoco_val_accuracy": 0.0, "refcoco_val_lost": 0.0}
     assert [record.expressions for record in result.targets] == [("left man",), ("all",)]
     assert len(result.outputs) == 2 and result.predictions == [None, None]
+    first, second = sheet_items(result)
+    assert (first.caption, first.predicted, first.true) == ("left man", (), (Box(0, 0, 0.5, 1),))
+    assert second.caption == "all"
+
+
+def test_sheets_show_what_was_asked():
+    phrase = PhraseRecord("1", "x", (64, 32), "a red hat", 2, 9, (), (Box(0, 0, 32, 32),))
+    question = QuestionRecord("2", "x", "Red?", ("Yes.", "no"))
+    caption = CaptionRecord("3", "x", ("A hat.",))
+    records, found = [phrase, question, caption], [[Box(0, 0, 64, 16)], "yes", "a cap"]
+    black = [np.zeros((4, 4, 3), np.uint8)] * 3
+    items = sheet_items(TaskResult({}, [""] * 3, found, records, black))
+    assert [item.caption for item in items] == ["red hat", "Red? yes", "A hat. / a cap"]
+    assert items[0].predicted == (Box(0, 0, 1, 0.5),) and items[0].true == (Box(0, 0, 0.5, 1),)
+    assert [item.correct for item in items] == [None, True, None]
 
 
 def test_what_is_missing_is_named(vocabulary):
