@@ -29,6 +29,7 @@ from typing import Any
 from kosmos2_jax.data import prepare
 from kosmos2_jax.data.readers import FORMATS, Format
 from kosmos2_jax.data.readers.pictures import ORIGINAL, SHORT, SQUARE, PictureRules
+from kosmos2_jax.data.skips import NewReasons
 from kosmos2_jax.errors import ConfigError, Kosmos2Error
 
 _PROG = "prepare_data.py"
@@ -251,18 +252,23 @@ def progress_lines(plan: prepare.Plan, max_skipped: float) -> Iterator[None]:
 
     def follow() -> None:
         began = told = time.monotonic()
-        before = watch.look().skips.num_kept(plan.source)
+        skips = watch.look().skips
+        before, reasons = skips.num_kept(plan.source), NewReasons(skips)
         while not done.wait(_SECONDS_BETWEEN_LOOKS):
             progress = watch.stop_if_bad(max_skipped)
+            for line in reasons.lines(progress.skips):
+                say(line)
             now = time.monotonic()
             if now < told + _SECONDS_BETWEEN_LINES:
                 continue
             told = now
             kept = progress.skips.num_kept(plan.source)
+            counted = progress.skips.reasons(plan.source).items()
+            why = "; ".join(f"{reason}: {n:,}" for reason, n in counted)
             say(
                 f"{progress.num_shards}/{plan.num_shards} shards, {kept:,} documents, "
                 f"{progress.skips.num_skipped(plan.source):,} skipped, "
-                f"{(kept - before) / (now - began):,.0f} documents/s"
+                f"{(kept - before) / (now - began):,.0f} documents/s" + (f" ({why})" if why else "")
             )
 
     thread = threading.Thread(target=follow, daemon=True)
