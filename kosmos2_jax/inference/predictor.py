@@ -16,10 +16,10 @@ from kosmos2_jax.grounding import prompts
 from kosmos2_jax.grounding.grounded_text import GroundedText
 from kosmos2_jax.grounding.tags import GROUNDING
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
-from kosmos2_jax.inference.decoding import GenerationConfig
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.inference.prompt_batch import Prompt, batch_prompts, build_prompt
 from kosmos2_jax.inference.reading import Output, read_boxes_of, read_caption
+from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.interop.convert import load
 from kosmos2_jax.vision.preprocessing import ImageSource, load_image, square_pixels
 
@@ -33,7 +33,7 @@ class Predictor:
     `kosmos2_jax.inference.reading.box_scores`; its `problems` say what the model did wrong.
 
     Attributes:
-      model: architecture and generation settings.
+      model: architecture and default settings.
       params: of the model.
       vocabulary: of the model.
     """
@@ -59,7 +59,7 @@ class Predictor:
         path: str | os.PathLike[str],
         tokenizer: str | os.PathLike[str] | None = None,
         *,
-        max_new_tokens: int = GenerationConfig.max_new_tokens,
+        max_new_tokens: int = SamplingConfig.max_new_tokens,
         progress: Callable[[int], None] | None = None,
     ) -> Predictor:
         """Reads a checkpoint of any format: Hugging Face, fairseq or our own.
@@ -88,13 +88,13 @@ class Predictor:
                 f"{os.fspath(path)} has no tokenizer files; name the folder that has them "
                 "(sentencepiece.bpe.model or tokenizer.json) as the tokenizer"
             )
-        generation = GenerationConfig(
+        sampling = SamplingConfig(
             max_new_tokens=max_new_tokens,
             no_repeat_ngram_size=checkpoint.generation.get("no_repeat_ngram_size", 0),
         )
         # Checkpoints hold one subtree for each layer, whatever the training did.
         config = checkpoint.config.replace(scan_layers=False)
-        return cls(Kosmos2Model(config, generation), checkpoint.params, checkpoint.vocabulary)
+        return cls(Kosmos2Model(config, sampling), checkpoint.params, checkpoint.vocabulary)
 
     @property
     def config(self) -> Kosmos2Config:
@@ -175,19 +175,19 @@ class Predictor:
         pixels = square_pixels(load_image(image), self.config.vision.image_size)
         latents = self.config.resampler.num_latents
         row = build_prompt(self.vocabulary, latents, [pixels, prompt])
-        return self._run([row], dataclasses.replace(self.model.generation, stop_ids=stop_ids))[0]
+        return self._run([row], dataclasses.replace(self.model.sampling, stop_ids=stop_ids))[0]
 
-    def _run(self, rows: Sequence[Prompt], generation: GenerationConfig) -> list[Output]:
+    def _run(self, rows: Sequence[Prompt], sampling: SamplingConfig) -> list[Output]:
         """What the model writes after each row, all rows at once."""
         # One token at least must find room.
         batch = batch_prompts(rows, max_length=self.config.decoder.max_length - 1)
         # The default of accelerators is faster but does not give the reference's outputs (T-41).
         with jax.default_matmul_precision("highest"):
-            generated = jax.device_get(self.model.generate(self.params, batch, generation))
-        ends = (generation.eos_id, *generation.stop_ids)
+            generated = jax.device_get(self.model.generate(self.params, batch, sampling))
+        ends = (Kosmos2Vocabulary.eos_id, *sampling.stop_ids)
         outputs = []
         for tokens, length, log_probs in zip(*generated, strict=True):
-            kept = [i for i in range(length) if tokens[i] != generation.eos_id]
+            kept = [i for i in range(length) if tokens[i] != Kosmos2Vocabulary.eos_id]
             outputs.append(
                 Output(
                     tuple(int(tokens[i]) for i in kept),

@@ -93,12 +93,9 @@ def batch_prompts(
     Raises:
       MarkupError: a row has more than `max_length` tokens.
     """
+    for prompt in prompts:
+        check_length(prompt, max_length)
     longest = max(len(prompt.ids) for prompt in prompts)
-    if longest > max_length:
-        raise MarkupError(
-            f"The prompt has {longest} tokens, pictures included, but the model reads at most "
-            f"{max_length}: shorten it."
-        )
     shape = (len(prompts), bucket_length(longest))
     tokens = np.full(shape, pad_id, np.int32)
     slots = np.full(shape, TEXT_SLOT, np.int32)
@@ -107,6 +104,15 @@ def batch_prompts(
         slots[row, : len(prompt.ids)] = prompt.image_slots
     lengths = np.array([len(prompt.ids) for prompt in prompts], np.int32)
     return PromptBatch(tokens, lengths, slots, _stack_images(prompts))
+
+
+def check_length(prompt: Prompt, max_length: int) -> None:
+    """Raises `MarkupError` if a row has more than `max_length` tokens."""
+    if len(prompt.ids) > max_length:
+        raise MarkupError(
+            f"The prompt has {len(prompt.ids)} tokens, pictures included, but the model reads at "
+            f"most {max_length}: shorten it."
+        )
 
 
 def bucket_length(length: int) -> int:

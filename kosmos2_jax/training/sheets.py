@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from PIL import Image
 
 from kosmos2_jax.evaluation.sheet import SheetItem, picture_sheet
@@ -16,14 +16,15 @@ _COLUMNS = 6
 _PICTURES = 24
 
 
-def write_sheets(results: Mapping[str, TaskResult], folder: Path) -> None:
+def write_sheets(results: Mapping[str, TaskResult], folder: epath.Path) -> None:
     """Writes `TASK.png` for each task, with its first examples."""
     if not is_first():
         return
     folder.mkdir(parents=True, exist_ok=True)
     for task, result in results.items():
         if items := sheet_items(result):
-            picture_sheet(items, _COLUMNS, folder / f"{task}.png")
+            with (folder / f"{task}.png").open("wb") as file:
+                picture_sheet(items, _COLUMNS, file)
 
 
 def sheet_items(result: TaskResult, count: int = _PICTURES) -> list[SheetItem]:

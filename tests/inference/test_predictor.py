@@ -21,10 +21,10 @@ from kosmos2_jax.errors import (
     MarkupError,
 )
 from kosmos2_jax.grounding import Kosmos2Vocabulary, cells_to_box, prompts
-from kosmos2_jax.inference.decoding import GenerationConfig
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.inference.predictor import Predictor
 from kosmos2_jax.inference.reading import Output, box_scores, read_caption
+from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.interop import fairseq, hugging_face, orbax_io
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -176,7 +176,7 @@ def test_a_tag_spelled_in_letters_has_no_score(assets: Path):
 def random_predictor(small_config, small_vocabulary, random_params) -> Predictor:
     """A model with random values: whatever it writes depends on every pixel."""
     params = random_params(small_config)
-    return Predictor(Kosmos2Model(small_config, GenerationConfig(12)), params, small_vocabulary)
+    return Predictor(Kosmos2Model(small_config, SamplingConfig(12)), params, small_vocabulary)
 
 
 def test_every_form_of_a_picture_gives_the_same(random_predictor: Predictor, tmp_path: Path):
@@ -231,7 +231,7 @@ def test_all_formats_give_the_same_predictor(random_predictor: Predictor, tmp_pa
         loaded = kosmos2_jax.Predictor.from_pretrained(
             tmp_path / path, max_new_tokens=12, progress=read.append
         )
-        assert loaded.model.generation == GenerationConfig(12)
+        assert loaded.model.sampling == SamplingConfig(12)
         assert loaded.describe(PIXELS).text == expected.text
         np.testing.assert_array_equal(
             loaded.params["decoder"]["token_embedding"],
@@ -256,7 +256,7 @@ def test_no_repeated_ngrams_as_the_checkpoint_says(random_predictor: Predictor, 
     arguments = (predictor.params, predictor.config, predictor.vocabulary)
     orbax_io.save_folder(folder, *arguments, generation={"no_repeat_ngram_size": 0})
     loaded = Predictor.from_pretrained(folder)
-    assert loaded.model.generation == GenerationConfig(no_repeat_ngram_size=0)
+    assert loaded.model.sampling == SamplingConfig(no_repeat_ngram_size=0)
 
 
 # Bad input -----------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_a_model_without_locations(small_config, small_vocabulary, random_params
     vocabulary = Kosmos2Vocabulary(small_vocabulary.model_file, grid_size=0)
     config = small_config.replace(grid_size=0, decoder={"vocab_size": vocabulary.vocab_size})
     params = random_params(config)
-    predictor = Predictor(Kosmos2Model(config, GenerationConfig(3)), params, vocabulary)
+    predictor = Predictor(Kosmos2Model(config, SamplingConfig(3)), params, vocabulary)
     assert predictor.describe(PIXELS).text.startswith("An image of")
     assert not predictor.ask(PIXELS, "what?").spans
     for task in (
@@ -307,4 +307,4 @@ def test_a_vocabulary_of_another_size_is_refused(random_predictor: Predictor):
 )
 def test_generation_settings_are_checked(values: dict):
     with pytest.raises(Kosmos2Error, match=next(iter(values))):
-        GenerationConfig(**values)
+        SamplingConfig(**values)

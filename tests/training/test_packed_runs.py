@@ -29,6 +29,8 @@ from kosmos2_jax.training import run_data
 from kosmos2_jax.training.meter import progress
 from kosmos2_jax.training.optimizer import OptimizerConfig
 from kosmos2_jax.training.run_config import EvaluationConfig, RunConfig
+from kosmos2_jax.training.run_step import batch_shapes
+from kosmos2_jax.training.task_ids import task_names, with_task_ids
 
 from ..data import prepared
 from .test_runs import Killed, curve, kill_at
@@ -106,6 +108,20 @@ def test_a_packed_mixture_is_trained_on_and_resumed_to_the_bit(folder, tmp_path,
         shares = [value for name, value in last.items() if name.startswith(f"data/{what}/")]
         assert sum(shares) == pytest.approx(1)
     assert last["data/examples/grounded"] > 0.3 < last["data/examples/captions"]
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_batches_have_the_shapes_that_are_compiled_ahead_of_time(folder, tmp_path, pack):
+    run = a_run(folder, pack=pack)
+    mixture, _ = run_data.prepare_data(run, tmp_path)
+    batches = run_data.open_batches(run, mixture, run.data.batch_size, pack=pack)
+    batch = with_task_ids(next(batches), batches.row_tasks(), task_names(mixture))
+    batches.close()
+
+    def told(arrays):
+        return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+    assert told(batch) == told(batch_shapes(run))
 
 
 def test_what_a_run_tells_of_itself(folder, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from kosmos2_jax.data import document_files, prepare
+from kosmos2_jax.data import document_files, prepare, prepare_beam
 from kosmos2_jax.data.documents import Document, from_tf_example
 from kosmos2_jax.data.readers import FORMATS
 
@@ -64,16 +63,13 @@ def test_examples_in_the_help_are_accepted(name: str) -> None:
 def test_reasons_are_told_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = importlib.util.spec_from_file_location("prepare_data", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(tool, "_SECONDS_BETWEEN_LOOKS", 0.01)
-    monkeypatch.setattr(tool, "_SECONDS_BETWEEN_LINES", 0.02)
+    monkeypatch.setattr(prepare_beam, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(prepare_beam, "_SECONDS_BETWEEN_LINES", 0.02)
     lines = [json.dumps({"text": f"document {i}"}) for i in range(100)]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{", "{", ""]))
     plan = prepare.make_plan("jsonl", [str(tmp_path)], str(tmp_path / "out"), num_shards=1)
     told = ""
-    with tool.progress_lines(plan, 0.05):
+    with prepare_beam.progress_lines(plan, 0.05):
         prepare.convert_all(plan)
         ends = time.monotonic() + 60
         while "1/1 shards" not in told and time.monotonic() < ends:
