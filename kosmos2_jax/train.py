@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.packed_pipeline import PackedBatches
-from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
+from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP, NewReasons
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.interop.files import as_path
 from kosmos2_jax.interop.names import num_parameters
@@ -192,6 +192,7 @@ class _Loop:
         hidden = done == steps or not is_first()
         bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
         agree, profiler = StopAgreement(self.rows.mesh), Profiler(self.workdir, run.profile_steps)
+        reasons = NewReasons(ReadSoFar.of(self.batches, self.shard).skips)
         with StopRequest() as stop:
             for step in range(done + 1, steps + 1):
                 with self.meter.waiting():
@@ -207,7 +208,7 @@ class _Loop:
                 if step % run.log_every == 0 or last:
                     values = self.meter.read(step)
                     bar.set_postfix(progress(values))
-                    self._report(step, values)
+                    self._report(step, values, reasons)
                     self.meter.skipped.check(step, batch, self.workdir)
                 with self.meter.paused():
                     self._between(step, state, stopping)
@@ -216,9 +217,11 @@ class _Loop:
             say(f"read:\n{ReadSoFar.of(self.batches, self.shard).skips.report()}")
         return state
 
-    def _report(self, step: int, values: Mapping[str, float]) -> None:
+    def _report(self, step: int, values: Mapping[str, float], reasons: NewReasons) -> None:
         """Writes metrics, and stops the run where the data or the disk fail it."""
         read = ReadSoFar.of(self.batches, self.shard)
+        for line in reasons.lines(read.skips):
+            say(f"data: {line}")
         self.log.write(step, {**values, **read.figures(self.run, step)})
         read.skips.check(self.run.data.max_skipped, MIN_EXAMPLES_TO_STOP)
         self.checkpoints.check()

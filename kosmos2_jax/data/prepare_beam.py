@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from kosmos2_jax.data import prepare
+from kosmos2_jax.data.skips import NewReasons
 from kosmos2_jax.errors import ConfigError, Kosmos2Error
 
 _LOCAL_RUNNER = "DirectRunner"
@@ -154,18 +155,23 @@ def progress_lines(plan: prepare.Plan, max_skipped: float) -> Iterator[None]:
 
     def follow() -> None:
         began = told = time.monotonic()
-        before = watch.look().skips.num_kept(plan.source)
+        skips = watch.look().skips
+        before, reasons = skips.num_kept(plan.source), NewReasons(skips)
         while not done.wait(_SECONDS_BETWEEN_LOOKS):
             progress = watch.stop_if_bad(max_skipped)
+            for line in reasons.lines(progress.skips):
+                say(line)
             now = time.monotonic()
             if now < told + _SECONDS_BETWEEN_LINES:
                 continue
             told = now
             kept = progress.skips.num_kept(plan.source)
+            counted = progress.skips.reasons(plan.read_as).items()
+            why = "; ".join(f"{reason}: {n:,}" for reason, n in counted)
             say(
                 f"{progress.num_shards}/{plan.num_shards} shards, {kept:,} documents, "
                 f"{progress.skips.num_skipped(plan.read_as):,} skipped, "
-                f"{(kept - before) / (now - began):,.0f} documents/s"
+                f"{(kept - before) / (now - began):,.0f} documents/s" + (f" ({why})" if why else "")
             )
 
     thread = threading.Thread(target=follow, daemon=True)

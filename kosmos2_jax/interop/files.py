@@ -28,6 +28,9 @@ DESCRIPTIONS = frozenset({KOSMOS2_JSON, CONFIG_JSON, ADAPTER_CONFIG_JSON})
 
 
 _BUCKET = "gs://"
+# Buckets by gcsfs, whether TensorFlow is installed or not: one way, which is tested. epath looks at
+# this when it first meets a path, and never again.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
 
 def as_path(path: epath.PathLike) -> epath.Path:
@@ -61,8 +64,6 @@ def _prepare_buckets() -> None:
             f"{_BUCKET} paths need {error.name!r}, which is missing: pip install "
             "'kosmos2-jax[gcs]', or give a folder on a disk"
         ) from None
-    # By gcsfs, whether TensorFlow is installed or not: one way, which is tested.
-    os.environ.setdefault("EPATH_USE_TF", "false")
     # TensorStore and other hosts write to the bucket, too, of which gcsfs does not know.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 

@@ -24,10 +24,11 @@ from kosmos2_jax.grounding.boxes import Box
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.inference.sampling import SamplingConfig
+from kosmos2_jax.partitioning import batch_sharding, make_mesh
 from kosmos2_jax.tasks import benchmarks
 from kosmos2_jax.training.run_config import EvaluationConfig
 from kosmos2_jax.training.sheets import sheet_items
-from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
+from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
 
 SIZE = 28  # of the tiny model's pictures
 LENGTHS = feature_lengths(128, 1)
@@ -230,14 +231,10 @@ def test_a_model_answers(vocabulary):
     """A random one, which finds nothing: what counts is that it is asked, and asked everything."""
     config = preset("tiny").replace(grid_size=32, decoder={"vocab_size": vocabulary.vocab_size})
     model = Kosmos2Model(config, SamplingConfig(max_new_tokens=2))
-    results = evaluate_tasks(
-        model,
-        model.init(jax.random.key(0)),
-        vocabulary,
-        EvaluationConfig(tasks=("refcoco_val",), batch_size=2),
-        LENGTHS,
-    )
-    result = results["refcoco_val"]
+    config = EvaluationConfig(tasks=("refcoco_val",), batch_size=2)
+    rows = batch_sharding(make_mesh({}, jax.devices()[:1]))
+    evaluation = TaskEvaluation(model, vocabulary, config, LENGTHS, rows)
+    result = evaluation(model.init(jax.random.key(0)))["refcoco_val"]
     assert result.metrics == {"refcoco_val_accuracy": 0.0, "refcoco_val_lost": 0.0}
     assert [record.expressions for record in result.targets] == [("left man",), ("all",)]
     assert len(result.outputs) == 2 and result.predictions == [None, None]

@@ -9,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils.epath import gpath
 from gcp_storage_emulator.server import create_server
 
 from kosmos2_jax import train as trainer
@@ -136,6 +137,8 @@ def bucket(monkeypatch):
     server.start()
     address = f"http://localhost:{server._api._httpd.server_address[1]}"
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    # A test before this one may have used epath without what says that buckets go by gcsfs.
+    gpath._is_tf_installed.cache_clear()
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "any")
     yield as_path("gs://bucket")
