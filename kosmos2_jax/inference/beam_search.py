@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
-from kosmos2_jax.inference.decoding import read_prompts
+from kosmos2_jax.inference.decoding import Generated, read_prompts, require_default
 from kosmos2_jax.inference.grammar import Grammar, GrammarState, advance_grammar
 from kosmos2_jax.inference.prompt_batch import PromptBatch, bucket_length
 from kosmos2_jax.inference.sampling import (
@@ -138,6 +138,20 @@ def beam_search(
     )
     penalty = jnp.float32(sampling.length_penalty)
     return _search(config, shape, params, prompts, settings, penalty, grammar, grammar_state)
+
+
+def best_beams(
+    config: Kosmos2Config, params: Any, prompts: PromptBatch, sampling: SamplingConfig
+) -> Generated:
+    """The best beam of each prompt, in the form of `kosmos2_jax.inference.decoding.generate`.
+
+    Raises:
+      ConfigError: the settings ask for what only the engine does.
+    """
+    require_default(sampling, "num_outputs", "grammar")
+    found = beam_search(config, params, prompts, sampling)
+    kept = slice(0, sampling.max_new_tokens)
+    return Generated(found.tokens[:, 0, kept], found.lengths[:, 0], found.log_probs[:, 0, kept])
 
 
 class _Shape(NamedTuple):

@@ -5,7 +5,7 @@ of each row, `advance` chooses the next ones. `generate` loops over them inside 
 training and t5x need it; `kosmos2_jax.inference.engine` runs the same parts over a queue.
 
 Letters: B rows, L padded length of the prompts, M new tokens at most, T places of the cache,
-N pictures a row, S pixels a side, E hidden size, V vocabulary.
+N pictures and K given vectors a row, S pixels a side, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.inference.grammar import Grammar, GrammarState, advance_grammar
-from kosmos2_jax.inference.prompt_batch import PromptBatch
+from kosmos2_jax.inference.prompt_batch import EMBEDDING_SLOT, PromptBatch
 from kosmos2_jax.inference.sampling import (
     RowSettings,
     SamplingConfig,
@@ -127,13 +127,18 @@ def generate(
     Raises:
       ConfigError: the settings ask for what only the engine does.
     """
-    for name in ("num_outputs", "num_beams", "stop_strings", "grammar"):
+    require_default(sampling, "num_outputs", "num_beams", "stop_strings", "grammar")
+    return _generate(config, sampling, params, *prompts)
+
+
+def require_default(sampling: SamplingConfig, *names: str) -> None:
+    """Raises `ConfigError` if a setting is not its default one, as only the engine knows others."""
+    for name in names:
         if getattr(sampling, name) != getattr(SamplingConfig, name):
             raise ConfigError(
                 f"a batch is written without {name}: leave it out, or use "
                 "kosmos2_jax.inference.engine.Engine"
             )
-    return _generate(config, sampling, params, *prompts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -145,11 +150,12 @@ def _generate(
     lengths: Int[Array, " B"],
     image_slots: Int[Array, "B L"],
     images: Array | None,
+    embeddings: Float[Array, "B K E"] | None,
 ) -> Generated:
     rows, places = tokens.shape
     new = sampling.max_new_tokens
     logits, cache = prefill(
-        config, params, tokens, lengths, image_slots, images, cache_length=places + new
+        config, params, tokens, lengths, image_slots, images, embeddings, cache_length=places + new
     )
     history = jnp.pad(tokens, ((0, 0), (0, new)), constant_values=_PAD)
     settings = row_settings([sampling] * rows, range(rows))
@@ -169,6 +175,7 @@ def prefill(
     lengths: Int[Array, " B"],
     image_slots: Int[Array, "B L"] | None = None,
     images: Array | None = None,
+    embeddings: Float[Array, "B K E"] | None = None,
     *,
     cache_length: int,
 ) -> tuple[Float[Array, "B V"], Cache]:
@@ -184,10 +191,18 @@ def prefill(
       lengths: tokens of each row.
       image_slots: as `PromptBatch.image_slots`.
       images: [B, N, S, S, 3] uint8 or normalised float, or None.
+      embeddings: vectors that stand for tokens, or None.
       cache_length: T, at least L.
     """
     hidden, cache = read_prompts(
-        config, params, tokens, lengths, image_slots, images, cache_length=cache_length
+        config,
+        params,
+        tokens,
+        lengths,
+        image_slots,
+        images,
+        embeddings,
+        cache_length=cache_length,
     )
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     return Kosmos2(config).apply({"params": params}, last, method="logits")[:, 0], cache
@@ -200,6 +215,7 @@ def read_prompts(
     lengths: Int[Array, " B"],
     image_slots: Int[Array, "B L"] | None,
     images: Array | None,
+    embeddings: Float[Array, "B K E"] | None = None,
     *,
     cache_length: int,
 ) -> tuple[Float[Array, "B L E"], Cache]:
@@ -213,6 +229,13 @@ def read_prompts(
     soft = None
     if images is not None and images.shape[1]:
         soft = module.apply({"params": params}, images, method="encode_images")
+    if embeddings is not None and image_slots is not None:
+        count = 0 if soft is None else soft.shape[1]
+        image_slots = jnp.where(
+            image_slots <= EMBEDDING_SLOT, count + EMBEDDING_SLOT - image_slots, image_slots
+        )
+        vectors = jnp.asarray(embeddings, config.dtype)
+        soft = vectors if soft is None else jnp.concatenate([soft, vectors], axis=1)
     slots = jnp.broadcast_to(jnp.arange(places), (rows, places))
     with jax.named_scope("prefill"):
         return module.apply(

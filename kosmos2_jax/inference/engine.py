@@ -126,7 +126,7 @@ class Engine:
 
         Raises:
           BusyError: the queue is full.
-          MarkupError: the prompt is empty or too long.
+          MarkupError: the prompt is empty or too long, or given vectors have another width.
           ImageError: a picture of it has another size than the model's.
           ConfigError: its settings ask for what this model cannot do, or the engine is closed.
         """
@@ -192,6 +192,12 @@ class Engine:
                     f"A picture has the shape {list(image.shape)}, the model takes "
                     f"[{size}, {size}, 3]: resize it."
                 )
+        width = self.config.decoder.hidden_size
+        if prompt.embeddings is not None and prompt.embeddings.shape[1:] != (width,):
+            raise MarkupError(
+                f"Given vectors have the shape {list(prompt.embeddings.shape)}, the model takes "
+                f"[number, {width}]."
+            )
         if sampling.grammar and self._grammar is None:
             raise ConfigError(
                 "this model has no location tokens, so there is no grammar of boxes: leave "
@@ -252,14 +258,15 @@ class Engine:
         by_handle: dict[int, list[OutputStream]] = {}
         for output in taken:
             by_handle.setdefault(id(output.handle), []).append(output)
-        for key, outputs in list(by_handle.items()):
+        for handle, outputs in list(by_handle.items()):
             if outputs[0].sampling.num_beams > 1:
                 self._search(outputs)
-                del by_handle[key]
-        groups: dict[tuple[int, int], list[list[OutputStream]]] = {}
+                del by_handle[handle]
+        groups: dict[tuple[int, int, int], list[list[OutputStream]]] = {}
         for outputs in by_handle.values():
             prompt = outputs[0].prompt
-            key = bucket_length(len(prompt.ids)), len(prompt.images)
+            given = 0 if prompt.embeddings is None else len(prompt.embeddings)
+            key = bucket_length(len(prompt.ids)), len(prompt.images), given
             groups.setdefault(key, []).append(outputs)
         for members in groups.values():
             while members:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.inference import decoding
+from kosmos2_jax.inference.beam_search import best_beams
 from kosmos2_jax.inference.decoding import Generated
 from kosmos2_jax.inference.prompt_batch import TEXT_SLOT, PromptBatch, bucket_length
 from kosmos2_jax.inference.sampling import SamplingConfig
@@ -135,8 +136,13 @@ class Kosmos2Model:
     def generate(
         self, params: Any, prompts: PromptBatch, sampling: SamplingConfig | None = None
     ) -> Generated:
-        """As `kosmos2_jax.inference.decoding.generate`, by default as `sampling` says."""
-        return decoding.generate(self.config, params, prompts, sampling or self.sampling)
+        """As `kosmos2_jax.inference.decoding.generate`, by default as `sampling` says.
+
+        With `num_beams`, the best beam of each row.
+        """
+        sampling = sampling or self.sampling
+        write = best_beams if sampling.num_beams > 1 else decoding.generate
+        return write(self.config, params, prompts, sampling)
 
     def _scores(self, params: Any, batch: Batch, dropout_rng: Array | None) -> TargetScores:
         features = ("tokens", "positions", "segment_ids", "images", "image_slots")

@@ -4,7 +4,7 @@ All programs have static shapes: a fixed number of rows, and a few lengths of th
 next of which it grows when a row needs it.
 
 Letters: R rows, G prompts that are read together, L their padded length, T places of the cache,
-N pictures a prompt, V vocabulary.
+N pictures a prompt, K given vectors a prompt, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -168,11 +168,10 @@ def _prefill(
     lengths: Int[Array, " G"],
     image_slots: Int[Array, "G L"],
     images: Array | None,
+    embeddings: Float[Array, "G K E"] | None,
 ) -> Prefilled:
-    places = tokens.shape[1]
-    return Prefilled(
-        *prefill(config, params, tokens, lengths, image_slots, images, cache_length=places)
-    )
+    features = (tokens, lengths, image_slots, images, embeddings)
+    return Prefilled(*prefill(config, params, *features, cache_length=tokens.shape[1]))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

@@ -162,7 +162,7 @@ def test_prompts_of_one_bucket_share_a_program(make_reference, random_prompt):
         batch = batch_prompts(prompts, max_length=128)
         generate(reference.config, reference.params, batch, settings)
 
-    run(5, 20)
+    run(5, 50)
     compiled = decoding._generate._cache_size()
     for text in (1, 17, 40):
         run(text, 63)

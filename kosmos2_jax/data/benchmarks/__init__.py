@@ -90,7 +90,7 @@ BENCHMARKS = {
         flickr30k.read,
     ),
     "refcoco": _referring("refcoco", "RefCOCO"),
-    "refcoco+": _referring("refcoco+", "RefCOCO+"),
+    "refcoco_plus": _referring("refcoco+", "RefCOCO+"),
     "refcocog": _referring("refcocog", "RefCOCOg"),
     "refcocog_generation": Benchmark(
         "referring expression generation on RefCOCOg, the refer toolkit's files",

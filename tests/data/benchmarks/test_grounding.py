@@ -151,7 +151,7 @@ def test_referring_comprehension_by_hand(write, read):
     ]
     content = {"images": images, "annotations": annotations, "categories": []}
     folder = write(PICTURES | {"mdetr_annotations/finetune_refcoco+_testB.json": content})
-    reading = read("refcoco+", folder, "testB")
+    reading = read("refcoco_plus", folder, "testB")
     first, second = reading.records
     assert (first.id, first.expressions, first.size) == ("10", ("left man",), (640, 480))
     assert first.box == Box(10, 20, 110, 70)
