@@ -29,6 +29,7 @@ from kosmos2_jax.models.lora import join_adapters, split_adapters, with_adapters
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.environment import record_environment
+from kosmos2_jax.training.host_memory import keep_memory
 from kosmos2_jax.training.init_from import init_params
 from kosmos2_jax.training.loss_evaluation import LossEvaluation
 from kosmos2_jax.training.meter import TrainingMeter, progress
@@ -286,6 +287,8 @@ def main() -> int:
         command = parse_command_line(sys.argv)
         if command.processes:
             start_processes(command.processes)
+        else:
+            keep_memory()
         train(command.run, command.workdir)
 
     return run_story("kosmos2_jax.train", story)
