@@ -10,6 +10,6 @@ from kosmos2_jax.configs import kosmos2_pretrain
 def get_config() -> ConfigDict:
     """A row a chip, parameters cut over all of them, and data for 64 hosts of four chips."""
     config = kosmos2_pretrain.get_config()
-    config.mesh = {"fsdp": 256}
+    config.mesh.fsdp = 256
     config.data.streams = 64
     return config

@@ -13,6 +13,6 @@ def get_config() -> ConfigDict:
     A chip holds an eighth of parameters, moments and two gradients, 4.2 GB.
     """
     config = kosmos2_pretrain.get_config()
-    config.mesh = {"fsdp": 8}
+    config.mesh.fsdp = 8
     config.micro_batches = 32
     return config

@@ -1,4 +1,5 @@
-"""The command line: `kosmos2 describe|ground|refer|ask IMAGE ...`, `kosmos2 convert`, `inspect`.
+"""The command line: `kosmos2 describe|ground|refer|ask IMAGE ...`, `kosmos2 convert`, and
+those of `kosmos2_jax.commands`.
 
 Nothing heavy is imported before a command runs, so that `kosmos2 --help` answers at once. What
 the user can mend is told in one line on stderr, with exit status 1; usage errors have status 2.
@@ -7,16 +8,18 @@ the user can mend is told in one line on stderr, with exit status 1; usage error
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
+from kosmos2_jax.commands import compile as compile_command
+from kosmos2_jax.commands import inspect as inspect_command
+from kosmos2_jax.commands.terminal import PROG, Parser, check_output, note, positive, status
 from kosmos2_jax.errors import BoxError, Kosmos2Error
 from kosmos2_jax.version import __version__
 
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from kosmos2_jax.grounding.grounded_text import GroundedText
     from kosmos2_jax.inference.predictor import Predictor
 
-_PROG = "kosmos2"
 _SETTING = "--config."  # how settings of a run begin, which its configuration knows
 _BOX_HELP = (
     "x1,y1,x2,y2 of the upper left and lower right corner: fractions of the picture's width and "
@@ -48,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       SystemExit: after `--help` and `--version` (status 0) and usage errors (2).
     """
     words = _join_negative_box(list(sys.argv[1:] if argv is None else argv))
+    if words[:1] == ["grit"]:
+        from kosmos2_jax.build_grit import main as grit
+
+        return grit(words[1:])
     parser, commands = _make_parser()
     _check_words(words, parser, commands)
     settings = [word for word in words if word.startswith(_SETTING)]
@@ -61,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Kosmos2Error, ModuleNotFoundError, OSError) as error:
         if args.debug:
             raise
-        print(f"{_PROG}: error: {_one_line(error)}", file=sys.stderr)
+        print(f"{PROG}: error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -101,57 +107,14 @@ def _convert(args: argparse.Namespace) -> None:
         "adapter": args.adapter,
         "overwrite": args.overwrite,
     }
-    with _status(f"converting {args.source}"):
+    with status(f"converting {args.source}"):
         done = convert(args.source, args.destination, args.to, **options)
     print(
         f"{args.destination}: {done.destination_format} from {done.source_format}, "
         f"{done.num_parameters:,} parameters"
     )
     if not done.has_tokenizer:
-        _note("the source has no tokenizer, so the copy has none either")
-
-
-def _inspect(args: argparse.Namespace) -> None:
-    _check_output(args.output, args.overwrite)
-    with _status("looking for the data") as say:
-        try:
-            from kosmos2_jax.inspect_data import inspect_data
-            from kosmos2_jax.training.settings import parse_run
-        except ModuleNotFoundError as error:
-            raise Kosmos2Error(
-                f"kosmos2 inspect reads data as training does, for which {error.name!r} is "
-                "missing: run `pip install 'kosmos2-jax[train]'`."
-            ) from None
-        run = parse_run([_PROG, f"--config={args.config}", *args.settings])
-        say("reading the data")
-        page = inspect_data(run, args.workdir, args.n, args.count)
-    with open(args.output, "w" if args.overwrite else "x", encoding="utf-8") as file:
-        file.write(page)
-    print(f"{args.output}: open it in a browser")
-
-
-def _compile(args: argparse.Namespace) -> None:
-    # Before JAX is imported: nothing here asks whether this machine has TPUs.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    # Of the machine it is on, which is none; unsaid, libtpu complains.
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    with _status("reading the configuration") as say:
-        try:
-            from kosmos2_jax.compile_step import compile_run, to_dict, to_text
-            from kosmos2_jax.training.settings import parse_run
-        except ModuleNotFoundError as error:
-            raise Kosmos2Error(
-                f"kosmos2 compile makes the step as training does, for which {error.name!r} is "
-                "missing: run `pip install 'kosmos2-jax[train,compile]'`."
-            ) from None
-        run = parse_run([_PROG, f"--config={args.config}", *args.settings])
-        say(f"compiling for {args.topology}, which takes a minute or more")
-        compiled = compile_run(run, args.topology, args.mesh)
-    print(json.dumps(to_dict(compiled)) if args.json else to_text(compiled))
+        note("the source has no tokenizer, so the copy has none either")
 
 
 def _answer(
@@ -163,7 +126,7 @@ def _answer(
     """Reads the model, runs the task, prints its result and draws it where asked to."""
     from kosmos2_jax.inference.predictor import Predictor
 
-    with _status(f"reading {args.model}") as say:
+    with status(f"reading {args.model}") as say:
         predictor = Predictor.from_pretrained(
             args.model,
             args.tokenizer,
@@ -187,7 +150,7 @@ def _print(result: GroundedText) -> None:
             score = f"  score {span.scores[i]:.2f}" if span.scores else ""
             print(f"  {span.text}  {','.join(f'{value:.3f}' for value in box)}{score}")
     for problem in result.problems:
-        _note(problem)
+        note(problem)
 
 
 def _open_image(args: argparse.Namespace) -> Image.Image:
@@ -195,18 +158,9 @@ def _open_image(args: argparse.Namespace) -> Image.Image:
     from kosmos2_jax.vision.preprocessing import load_image
 
     if args.output:
-        _check_output(args.output, args.overwrite)
+        check_output(args.output, args.overwrite)
         _picture_format(args.output)
     return load_image(args.image)
-
-
-def _check_output(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
-        raise Kosmos2Error(f"{path} is a folder: give --output the name of a file.")
-    if path.exists() and not overwrite:
-        raise Kosmos2Error(f"{path} exists: choose another name or add --overwrite.")
-    if not path.parent.is_dir():
-        raise Kosmos2Error(f"The folder {path.parent} does not exist: create it for --output.")
 
 
 def _picture_format(path: Path) -> str:
@@ -262,37 +216,20 @@ def _subject_added(result: GroundedText, box: Box) -> GroundedText:
     return GroundedText(beginning + result.text, (Span("It", 0, 2, (box,)), *moved))
 
 
-class _Parser(argparse.ArgumentParser):
-    """Usage errors in one line; knows its `options`; no guessing at shortened ones."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        self.options: list[str] = []
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
-        action = super().add_argument(*names, **kwargs)
-        self.options += action.option_strings
-        return action
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{_PROG}: error: {message}; see {self.prog} --help", file=sys.stderr)
-        sys.exit(2)
-
-
-def _make_parser() -> tuple[_Parser, dict[str, _Parser]]:
+def _make_parser() -> tuple[Parser, dict[str, Parser]]:
     """The parser and those of its commands by name."""
-    parser = _Parser(
-        prog=_PROG,
+    parser = Parser(
+        prog=PROG,
         description="Kosmos-2: describes pictures, finds things in them, answers questions.",
         epilog="Example: kosmos2 ground dogs.jpg 'a dog' --model kosmos-2/ --output found.png",
     )
-    parser.add_argument("--version", action="version", version=f"{_PROG} {__version__}")
+    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     _add_debug(parser, default=False)
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> _Parser:
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Parser:
         sub = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         sub.set_defaults(run=run)
         _add_debug(sub, default=argparse.SUPPRESS)
@@ -314,8 +251,13 @@ def _make_parser() -> tuple[_Parser, dict[str, _Parser]]:
     for sub in (describe, ground, refer, ask):
         _add_model(sub)
     _add_convert(command("convert", _convert, "turn a checkpoint into another format"))
-    _add_inspect(command("inspect", _inspect, "show as a web page what training will see"))
-    _add_compile(command("compile", _compile, "compile training for TPUs that are not here"))
+    inspect_command.add_arguments(
+        command("inspect", inspect_command.run, "show as a web page what training will see")
+    )
+    compile_command.add_arguments(
+        command("compile", compile_command.run, "compile training for TPUs that are not here")
+    )
+    subparsers.add_parser("grit", help="ground captions of your own pictures, as GRIT is made")
     return parser, dict(subparsers.choices)
 
 
@@ -338,7 +280,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", metavar="DIR", help="its files, if the model lacks them")
     parser.add_argument(
-        "--max-new-tokens", type=_positive, default=128, metavar="N",
+        "--max-new-tokens", type=positive, default=128, metavar="N",
         help="longest answer in tokens (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -364,52 +306,6 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", required=True, metavar="FILE",
-        help="configuration of a run; --config.NAME=VALUE changes a setting, as in training",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="HTML file to write"
-    )
-    parser.add_argument(
-        "--n", type=_positive, default=16, metavar="N", help="rows to show (%(default)s)"
-    )
-    parser.add_argument(
-        "--count", type=_positive, default=256, metavar="N",
-        help="rows that the statistics are of (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--workdir", type=Path, metavar="DIR",
-        help="the run's work folder, whose data are read, or made, where the configuration names "
-        "no data.folder; by default some are made for this and removed",
-    )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-
-
-def _add_compile(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", required=True, metavar="FILE",
-        help="configuration of a run; --config.NAME=VALUE changes a setting, as in training",
-    )  # fmt: skip
-    parser.add_argument(
-        "--topology", required=True, metavar="CHIP:SHAPE",
-        help="v5e:4x4 and the like: the chip and how many lie along each side",
-    )  # fmt: skip
-    parser.add_argument(
-        "--mesh", type=_mesh, metavar="AXIS=N,...",
-        help="devices along each axis instead of the configuration's: fsdp=-1,tensor=2",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-
-
-def _mesh(text: str) -> dict[str, int]:
-    try:
-        return {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not AXIS=N,AXIS=N") from None
-
-
 def _numbers(text: str) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -418,12 +314,6 @@ def _numbers(text: str) -> list[float]:
     if len(numbers) != 4:
         raise argparse.ArgumentTypeError(f"{text!r} is not four numbers x1,y1,x2,y2")
     return numbers
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
 
 
 def _join_negative_box(words: list[str]) -> list[str]:
@@ -437,7 +327,7 @@ def _join_negative_box(words: list[str]) -> list[str]:
     return joined
 
 
-def _check_words(words: Sequence[str], parser: _Parser, commands: dict[str, _Parser]) -> None:
+def _check_words(words: Sequence[str], parser: Parser, commands: dict[str, Parser]) -> None:
     """Names a misspelt command or option together with the nearest one that exists."""
     name = next((word for word in words if not word.startswith("-")), None)
     if name is not None and name not in commands:
@@ -458,34 +348,11 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _note(text: str) -> None:
-    print(f"{_PROG}: note: {text}", file=sys.stderr)
-
-
 def _one_line(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         return f"the Python package {package!r} is missing: install it with pip"
     return " ".join(str(error).split())
-
-
-@contextlib.contextmanager
-def _status(text: str) -> Iterator[Callable[[str], None]]:
-    """A line on a terminal's stderr that says what is going on and vanishes at the end."""
-    shown = ""
-
-    def say(text: str) -> None:
-        nonlocal shown
-        if sys.stderr.isatty() and text != shown:
-            shown = text
-            print(f"\r\033[K{_PROG}: {text} ...", end="", file=sys.stderr, flush=True)
-
-    say(text)
-    try:
-        yield say
-    finally:
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _quieten(debug: bool) -> None:

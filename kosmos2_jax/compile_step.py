@@ -11,26 +11,22 @@ import dataclasses
 import difflib
 import math
 import re
+from importlib import metadata
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from kosmos2_jax.config import FULL
 from kosmos2_jax.errors import ConfigError
-from kosmos2_jax.inference.model import Kosmos2Model
-from kosmos2_jax.interop.names import num_parameters
-from kosmos2_jax.models.lora import with_adapters
-from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
+from kosmos2_jax.partitioning import check_mesh, make_mesh
 from kosmos2_jax.training.collectives import Traffic, collectives_of
 from kosmos2_jax.training.flops import CHIPS, Chip, ModelFlops, chip_of, model_flops
 from kosmos2_jax.training.meter import trained_parts
-from kosmos2_jax.training.optimizer import make_optimizer
+from kosmos2_jax.training.roofline import Memory, Roofline, estimate
 from kosmos2_jax.training.run_config import RunConfig
-from kosmos2_jax.training.state import create_state, run_groups, state_shardings
-from kosmos2_jax.training.step import make_train_step
+from kosmos2_jax.training.run_step import batch_shapes, make_run_step
+from kosmos2_jax.training.state import run_groups
 
 _GIB = 1024**3
 # What Cloud TPU sells, to suggest from; libtpu decides.
@@ -41,55 +37,15 @@ TOPOLOGIES = tuple(
     for chip, shapes in (("v5e", _FLAT), ("v5p", _CUBES), ("v6e", _FLAT))
     for shape in shapes
 )
+# Tasks of a mixture, whose losses are told apart. The data that would say are not here; a sum more
+# or less is nothing to a step.
+_NUM_TASKS = 8
 # As the names of kernels stand in the metadata of a program.
 _KERNELS = ("splash",)
 # The compiler's two ways of saying how much memory it would have needed, or at least.
 _OUT_OF_MEMORY = re.compile(
     r"Used ([\d.]+[KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+[KMGT])\) exceeds available HBM"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes of one chip's HBM, by the compiler's own account.
-
-    Attributes:
-      arguments: state and batch.
-      outputs: the new state and the metrics.
-      donated: outputs that take the place of arguments.
-      temporaries: what lives within the step: activations, gradients, gathered parameters.
-      program: the compiled code.
-    """
-
-    arguments: int
-    outputs: int
-    donated: int
-    temporaries: int
-    program: int
-
-    @property
-    def total(self) -> int:
-        """What the step needs."""
-        return self.arguments + self.outputs - self.donated + self.temporaries + self.program
-
-
-@dataclasses.dataclass(frozen=True)
-class Roofline:
-    """Seconds of an update that each resource takes at its full speed, see `estimate`."""
-
-    compute: float
-    memory: float
-    network: float
-
-    @property
-    def overlapped(self) -> float:
-        """Where all three go on at once: no step is faster."""
-        return max(self.compute, self.memory, self.network)
-
-    @property
-    def serial(self) -> float:
-        """Where they wait for one another."""
-        return self.compute + self.memory + self.network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +100,8 @@ def compile_run(
       mesh_shape: instead of the run's.
 
     Raises:
-      ConfigError: no libtpu, an unknown topology, or a mesh that does not fit the run.
+      ConfigError: no libtpu, or one that does not go with this JAX; an unknown topology; a mesh
+        that does not fit the run.
     """
     if not run.model.decoder.vocab_size:
         raise ConfigError(
@@ -175,7 +132,7 @@ def compile_run(
         return Compiled(
             **known, memory=None, peak=peak, attention="", collectives={}, roofline=None
         )
-    text, sizes = program.as_text(), program.memory_analysis()
+    text, sizes = _text_of(program), program.memory_analysis()
     memory = Memory(
         arguments=sizes.argument_size_in_bytes,
         outputs=sizes.output_size_in_bytes,
@@ -224,75 +181,24 @@ def tpu_devices(topology: str, slices: int = 1) -> list[Any]:
 
 def _lower(run: RunConfig, mesh: Mesh) -> Any:
     """The step as `train.py` makes it, traced for these devices on shapes alone."""
-    groups = run_groups(run)
-    optimizer = make_optimizer(run.optimizer, groups)
-    shardings = state_shardings(run, optimizer, mesh)
     # Not jax.set_mesh, under which JAX would make constants on devices that are not here.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        state = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(lambda: create_state(run, optimizer, shardings)),
-            shardings,
-        )
-        model = Kosmos2Model(run.model, loss_chunk=run.loss_chunk)
-        rows = batch_sharding(mesh)
-        step = make_train_step(
-            with_adapters(model.loss_fn, run.lora),
-            optimizer,
-            shardings,
-            rows,
-            run.seed,
-            run.micro_batches,
-            groups,
-            run.ema_decay,
-        )
-        traced = step.trace(state, batch_shapes(run, rows))
+        step = make_run_step(run, mesh, _NUM_TASKS)
+        traced = step.update.trace(step.shapes, batch_shapes(run, step.rows))
         return traced.lower(lowering_platforms=("tpu",))
 
 
-def batch_shapes(run: RunConfig, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a packed batch, see `kosmos2_jax.inference.model`."""
-    data, side = run.data, run.model.vision.image_size
-    names = ("tokens", "targets", "positions", "segment_ids", "image_slots")
-    shapes = {name: ((data.batch_size, data.length), jnp.int32) for name in names}
-    shapes["loss_weights"] = (data.batch_size, data.length), jnp.float32
-    shapes["images"] = (data.batch_size, data.images, side, side, 3), jnp.uint8
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for name, (shape, dtype) in shapes.items()
-    }
-
-
-def estimate(
-    run: RunConfig,
-    chip: Chip,
-    devices: int,
-    flops: ModelFlops,
-    memory: Memory,
-    collectives: dict[str, Traffic],
-) -> Roofline:
-    """How long an update keeps each resource busy, if it always works at its full speed.
-
-    Compute: the formula's operations, and the forward pass again where the whole layers are
-    recomputed (`remat="full"`), at the bfloat16 peak. Memory: arguments read and outputs written
-    once, temporaries written and read once a micro-batch, and for each micro-batch the parameters
-    in bfloat16 read in the forward and in the backward pass. Network: what a chip sends, over all
-    its links at once; a slower network between slices does not count.
-    """
-    again = 0
-    if run.model.remat == FULL:
-        data = run.data
-        again = model_flops(
-            run.model, data.batch_size, data.length, data.batch_size * data.images, trained=()
-        ).total
-    passes = 2 * 2 * num_parameters(run.model) * run.micro_batches
-    moved = memory.arguments + memory.outputs + 2 * memory.temporaries * run.micro_batches + passes
-    sent = sum(traffic.sent for traffic in collectives.values())
-    return Roofline(
-        compute=(flops.total + again) / (devices * chip.peak_flops),
-        memory=moved / chip.bandwidth,
-        network=sent / (chip.links * chip.link_bandwidth),
-    )
+def _text_of(program: jax.stages.Compiled) -> str:
+    try:
+        return program.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        # Seen with libtpu 0.0.52 and jaxlib 0.10.2, where "tensor" cuts products.
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"jaxlib {jax.__version__} cannot read what libtpu {metadata.version('libtpu')} "
+            f"compiled ({reason}); take the libtpu that this JAX names: "
+            f"pip install 'jax[tpu]=={jax.__version__}'"
+        ) from None
 
 
 def _chip_of(mesh: Mesh, topology: str) -> Chip:

@@ -8,11 +8,10 @@ comes from is cited beside it ("code": the official fairseq code; "HF": transfor
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.errors import ConfigError, nearest
 
 SINUSOIDAL = "sinusoidal"
 XPOS = "xpos"
@@ -153,11 +152,7 @@ def build_dataclass(cls: type, values: Mapping[str, Any], where: str = "") -> An
     kwargs = {}
     for key, value in values.items():
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = (
-                f"; did you mean {where}{near[0]!s}?" if near else f"; known: {', '.join(fields)}"
-            )
-            raise ConfigError(f"unknown setting {where}{key}{hint}")
+            raise ConfigError(f"unknown setting {where}{key}; {nearest(key, fields, where)}")
         if dataclasses.is_dataclass(defaults[key]) and isinstance(value, Mapping):
             value = build_dataclass(type(defaults[key]), value, f"{where}{key}.")
         elif isinstance(value, list):
@@ -190,9 +185,7 @@ def _check_config(config: Kosmos2Config) -> None:
     for name, known in (("attention", ATTENTIONS), ("remat", REMATS)):
         value = getattr(config, name)
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"unknown model.{name} {value!r}; {hint}")
+            raise ConfigError(f"unknown model.{name} {value!r}; {nearest(value, known)}")
     if decoder.hidden_size % 2 or (decoder.hidden_size // decoder.num_heads) % 2:
         raise ConfigError("decoder.hidden_size and the size of a head must be even")
 

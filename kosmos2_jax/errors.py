@@ -4,6 +4,11 @@ Every one carries a single sentence that names the culprit and the mend. The com
 prints that sentence and leaves with a non-zero status; a traceback appears only with `--debug`.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class Kosmos2Error(ValueError):
     """Base of all errors caused by what the user gave, not by a defect of this code."""
@@ -31,3 +36,14 @@ class ConfigError(Kosmos2Error):
 
 class TrainingError(Kosmos2Error):
     """A run that cannot go on as it was set up."""
+
+
+class BusyError(Kosmos2Error):
+    """More requests than can wait."""
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The mend of a name that is not among `known`: the most similar one, or else all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"

@@ -13,7 +13,6 @@ slow network between slices of TPUs suffices.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kosmos2_jax.config import Kosmos2Config
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.errors import ConfigError, nearest
 
 # From the slowest network to the fastest.
 MESH_AXES = ("slice", "data", "fsdp", "tensor")
@@ -69,15 +68,23 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _mesh_sizes(shape: Mapping[str, int], devices: int) -> dict[str, int]:
-    for axis, size in shape.items():
+def every_axis(shape: Mapping[str, int]) -> dict[str, int]:
+    """The shape of a mesh with 1 for each of `MESH_AXES` that it does not name.
+
+    Raises:
+      ConfigError: an unknown axis.
+    """
+    for axis in shape:
         if axis not in MESH_AXES:
-            near = difflib.get_close_matches(axis, MESH_AXES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(MESH_AXES)}"
-            raise ConfigError(f"unknown mesh axis {axis!r}; {hint}")
+            raise ConfigError(f"unknown mesh axis {axis!r}; {nearest(axis, MESH_AXES)}")
+    return dict.fromkeys(MESH_AXES, 1) | dict(shape)
+
+
+def _mesh_sizes(shape: Mapping[str, int], devices: int) -> dict[str, int]:
+    sizes = every_axis(shape)
+    for axis, size in sizes.items():
         if size < 1 and size != -1:
             raise ConfigError(f"mesh.{axis} is {size}; it must be at least 1, or -1 for the rest")
-    sizes = dict.fromkeys(MESH_AXES, 1) | dict(shape)
     given = math.prod(n for n in sizes.values() if n != -1)
     open_axes = [axis for axis, n in sizes.items() if n == -1]
     if len(open_axes) > 1:

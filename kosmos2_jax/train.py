@@ -9,33 +9,37 @@ Exit status: 0 when the run is finished; 1 for an error that a user can mend, to
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before JAX is imported, which takes seconds
+    from kosmos2_jax.training.usage import answer_help
+
+    answer_help("train", __doc__)
+
 import dataclasses
 import signal
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import jax
 import optax
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
+from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.packed_pipeline import PackedBatches
-from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
+from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP, NewReasons
 from kosmos2_jax.grounding import Kosmos2Vocabulary
-from kosmos2_jax.inference.model import Kosmos2Model
+from kosmos2_jax.interop.files import as_path
 from kosmos2_jax.interop.names import num_parameters
-from kosmos2_jax.models.lora import join_adapters, split_adapters, with_adapters
+from kosmos2_jax.models.lora import join_adapters, split_adapters
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.environment import record_environment
-from kosmos2_jax.training.host_memory import keep_memory
 from kosmos2_jax.training.init_from import init_params
 from kosmos2_jax.training.loss_evaluation import LossEvaluation
 from kosmos2_jax.training.meter import TrainingMeter, progress
 from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.nonfinite import SkippedUpdates
-from kosmos2_jax.training.optimizer import make_optimizer, updates_made
+from kosmos2_jax.training.optimizer import updates_made
 from kosmos2_jax.training.processes import (
     DataShard,
     StopAgreement,
@@ -43,7 +47,6 @@ from kosmos2_jax.training.processes import (
     global_batch,
     is_first,
     run_program,
-    start_processes,
 )
 from kosmos2_jax.training.profiling import Profiler
 from kosmos2_jax.training.program import run_story
@@ -51,19 +54,11 @@ from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.read_so_far import ReadSoFar
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.run_data import open_batches, prepare_data, with_vocabulary
-from kosmos2_jax.training.run_evaluation import Evaluation, generation_config
-from kosmos2_jax.training.settings import parse_command_line
+from kosmos2_jax.training.run_evaluation import Evaluation
+from kosmos2_jax.training.run_step import make_run_step
 from kosmos2_jax.training.signals import Interrupted, StopRequest
-from kosmos2_jax.training.state import (
-    TrainState,
-    create_state,
-    run_groups,
-    state_shardings,
-    warm_up,
-    with_params,
-)
-from kosmos2_jax.training.step import make_train_step
-from kosmos2_jax.training.task_evaluation import TaskResult
+from kosmos2_jax.training.state import TrainState, create_state, warm_up, with_params
+from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
 from kosmos2_jax.training.task_ids import task_names, with_task_ids
 from kosmos2_jax.training.work_folder import record_run, save_model
 
@@ -82,12 +77,14 @@ class Trained:
     """
 
     run: RunConfig
-    model: Path
+    model: epath.Path
     results: dict[str, TaskResult]
 
 
-def train(run: RunConfig, workdir: Path) -> Trained:
+def train(run: RunConfig, workdir: epath.PathLike) -> Trained:
     """Trains `run` in `workdir`, going on from its last whole checkpoint if there is one.
+
+    `workdir` is a folder on a disk or, as gs://BUCKET/FOLDER, in a bucket.
 
     Leaves `run.json` (the resolved settings), `environment.jsonl`, `metrics.jsonl`, TensorBoard's
     files, `sheets/` of pictures, `checkpoints/`, and the trained model in our own checkpoint
@@ -107,10 +104,10 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     mesh = make_mesh(run.mesh)
     check_mesh(mesh, run.model, run.data.batch_size, run.micro_batches)
     with jax.set_mesh(mesh):  # the model places its activations by it
-        return _train_on(mesh, run, workdir)
+        return _train_on(mesh, run, as_path(workdir))
 
 
-def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
+def _train_on(mesh: Mesh, run: RunConfig, workdir: epath.Path) -> Trained:
     workdir.mkdir(parents=True, exist_ok=True)
     rows = batch_sharding(mesh)
     shard = data_shard(rows, run.data.batch_size)
@@ -124,44 +121,33 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
 
     # Model, state, step
     tasks = task_names(mixture)
-    model = Kosmos2Model(run.model, generation_config(run), run.loss_chunk, len(tasks))
-    groups = run_groups(run)
-    optimizer = make_optimizer(run.optimizer, groups)
-    shardings = state_shardings(run, optimizer, mesh)
+    made = make_run_step(run, mesh, len(tasks))
     checkpoints = RunCheckpoints(
         workdir / "checkpoints",
         run.keep_checkpoints,
         run.evaluation.best_mode,
         keeps_place=shard.is_keeper,
     )
-    shapes = jax.eval_shape(lambda: create_state(run, optimizer, shardings))
     done = checkpoints.latest() or 0
     if done:
-        state = checkpoints.restore(done, shapes, shardings, batches)
+        state = checkpoints.restore(done, made.shapes, made.shardings, batches)
         say(f"going on from update {done}")
     else:
-        state = first_state(run, optimizer, shardings, vocabulary)
+        state = first_state(run, made.optimizer, made.shardings, vocabulary)
     say(f"{num_parameters(run.model):,} parameters on {mesh.size} device(s)")
-    say(groups.table(run.optimizer.learning_rate, run.optimizer.weight_decay))
-    train_step = make_train_step(
-        with_adapters(model.loss_fn, run.lora),
-        optimizer,
-        shardings,
-        rows,
-        run.seed,
-        run.micro_batches,
-        groups,
-        run.ema_decay,
-    )
+    say(made.groups.table(run.optimizer.learning_rate, run.optimizer.weight_decay))
 
     # Loop
     log = MetricLog(workdir, done, run.wandb_project, dataclasses.asdict(run))
-    losses = LossEvaluation(run, model, rows, shard) if run.evaluation.loss_mixture else None
-    evaluation = Evaluation(run, model, vocabulary, log, checkpoints, workdir / "sheets", losses)
+    by_loss = run.evaluation.loss_mixture
+    losses = LossEvaluation(run, made.model, rows, shard) if by_loss else None
+    lengths = feature_lengths(run.data.length, run.data.images)
+    asked = TaskEvaluation(made.model, vocabulary, run.evaluation, lengths, rows)
+    evaluation = Evaluation(run, asked, log, checkpoints, workdir / "sheets", losses)
     skipped = SkippedUpdates(done - updates_made(state.opt_state), run.max_skipped_updates)
-    meter = TrainingMeter(run, skipped, groups, tasks)
+    meter = TrainingMeter(run, skipped, made.groups, tasks)
     loop = _Loop(
-        run, workdir, batches, tasks, rows, shard, train_step, checkpoints, log, evaluation, meter
+        run, workdir, batches, tasks, rows, shard, made.update, checkpoints, log, evaluation, meter
     )
     state = loop(state, done)
     batches.close()
@@ -173,7 +159,7 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
     if evaluation.finds_best:
         best = checkpoints.best() or steps
         if best != steps:
-            state = checkpoints.restore(best, shapes, shardings)
+            state = checkpoints.restore(best, made.shapes, made.shardings)
         save_model(workdir / BEST_FOLDER, run, vocabulary, state)
         say(f"{workdir / BEST_FOLDER} is the model after update {best}")
     checkpoints.close()
@@ -186,7 +172,7 @@ class _Loop:
     """The updates of a run, and what is due between them; attributes are as in `_train_on`."""
 
     run: RunConfig
-    workdir: Path
+    workdir: epath.Path
     batches: PackedBatches
     tasks: tuple[str, ...]
     rows: NamedSharding
@@ -206,6 +192,7 @@ class _Loop:
         hidden = done == steps or not is_first()
         bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
         agree, profiler = StopAgreement(self.rows.mesh), Profiler(self.workdir, run.profile_steps)
+        reasons = NewReasons(ReadSoFar.of(self.batches, self.shard).skips)
         with StopRequest() as stop:
             for step in range(done + 1, steps + 1):
                 with self.meter.waiting():
@@ -221,7 +208,7 @@ class _Loop:
                 if step % run.log_every == 0 or last:
                     values = self.meter.read(step)
                     bar.set_postfix(progress(values))
-                    self._report(step, values)
+                    self._report(step, values, reasons)
                     self.meter.skipped.check(step, batch, self.workdir)
                 with self.meter.paused():
                     self._between(step, state, stopping)
@@ -230,9 +217,11 @@ class _Loop:
             say(f"read:\n{ReadSoFar.of(self.batches, self.shard).skips.report()}")
         return state
 
-    def _report(self, step: int, values: Mapping[str, float]) -> None:
+    def _report(self, step: int, values: Mapping[str, float], reasons: NewReasons) -> None:
         """Writes metrics, and stops the run where the data or the disk fail it."""
         read = ReadSoFar.of(self.batches, self.shard)
+        for line in reasons.lines(read.skips):
+            say(f"data: {line}")
         self.log.write(step, {**values, **read.figures(self.run, step)})
         read.skips.check(self.run.data.max_skipped, MIN_EXAMPLES_TO_STOP)
         self.checkpoints.check()
@@ -247,16 +236,20 @@ class _Loop:
         evaluating = run.evaluation.due(step) and not last
         finding = evaluating and self.evaluation.finds_best
         if step % run.checkpoint_every == 0 or last or finding:
-            self.checkpoints.save(step, state, self.batches)
+            self._save(step, state)
         if evaluating and not stopping:
             self.evaluation(step, state, run.evaluation.quick_examples)
         if stopping and not last:
-            self.checkpoints.save(step, state, self.batches)
+            self._save(step, state)
             self.checkpoints.close()
             raise Interrupted(
                 f"stopped by {stopping.name} after update {step}, which is saved; run the same "
                 "command again to go on"
             )
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self.log.flush()
+        self.checkpoints.save(step, state, self.batches)
 
 
 def first_state(
@@ -282,16 +275,7 @@ def first_state(
 
 def main() -> int:
     """Runs the command line; errors a user can mend are one line. Gives the exit status."""
-
-    def story() -> None:
-        command = parse_command_line(sys.argv)
-        if command.processes:
-            start_processes(command.processes)
-        else:
-            keep_memory()
-        train(command.run, command.workdir)
-
-    return run_story("kosmos2_jax.train", story)
+    return run_story("kosmos2_jax.train", RunConfig, train)
 
 
 if __name__ == "__main__":

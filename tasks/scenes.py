@@ -13,7 +13,7 @@ from kosmos2_jax.data.document_tasks import TaskSettings, truth_of
 from kosmos2_jax.data.documents import Document
 from kosmos2_jax.data.scene_records import VERSION, SceneAnnotation, scene_record
 from kosmos2_jax.data.scenes import SPLITS, SceneConfig
-from kosmos2_jax.evaluation import metrics
+from kosmos2_jax.evaluation import box_metrics
 from kosmos2_jax.grounding import markup, prompts
 from kosmos2_jax.grounding.boxes import Box
 
@@ -136,7 +136,7 @@ def _boxes_of_phrase(grid_size: int) -> Callable[..., Any]:
         if is_target:
             return {**truth, "boxes": [Box(*box) for box in truth["boxes"]]}
         said = markup.parse(prompts.ground(truth["phrase"]) + output, grid_size)
-        return metrics.phrase_boxes(said, truth["phrase"])
+        return box_metrics.phrase_boxes(said, truth["phrase"])
 
     return postprocess
 
@@ -147,7 +147,7 @@ def rec_accuracy(targets: list[dict[str, Any]], predictions: list[list[Box]]) ->
     def measure(chosen: list[int]) -> dict[str, float]:
         truth = [targets[i]["boxes"][0] for i in chosen]
         firsts = [predictions[i][0] if predictions[i] else None for i in chosen]
-        return {"rec_accuracy": metrics.rec_accuracy(truth, firsts)}
+        return {"rec_accuracy": box_metrics.rec_accuracy(truth, firsts)}
 
     return _by_novelty(targets, measure)
 
@@ -158,7 +158,7 @@ def grounding_recall(
     """R@1, R@5 and R@10 by the any-box rule, for all and by what training has shown."""
 
     def measure(chosen: list[int]) -> dict[str, float]:
-        recall = metrics.recall_at_k(
+        recall = box_metrics.recall_at_k(
             [targets[i]["boxes"] for i in chosen], [predictions[i] for i in chosen]
         )
         return {f"phrase_grounding_{key}": value for key, value in recall.items()}

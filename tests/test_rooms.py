@@ -27,6 +27,8 @@ INWARDS_TO_OUTWARDS = (
     "train",
     "inspect_data",
     "compile_step",
+    "build_grit",
+    "commands",
     "cli",
 )
 FILES = [

@@ -8,8 +8,8 @@ work folder, `evaluate` the same of an evaluation. Macros have t5x's names where
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
+import inspect
 import re
 import tokenize
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from typing import Any
 
 import gin
 
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.errors import ConfigError, nearest
 
 _MODULE = "kosmos2_jax"
 # gin takes the folders of a path for a Python package too, and fails where it is not quite one.
@@ -48,7 +48,7 @@ def evaluate(run: Any, model_dir: str) -> tuple[Any, str]:
     return run, model_dir
 
 
-_PROGRAMS = {"train": train, "evaluate": evaluate}
+_FUNCTIONS = {"train": train, "evaluate": evaluate, "feature_length": feature_length}
 _FOLDERS = {"train": "MODEL_DIR", "evaluate": "EVAL_OUTPUT_DIR"}
 
 
@@ -86,7 +86,7 @@ def read_gin(
         value that is none.
     """
     known = configurables(root)
-    for name, target in {**known, **_PROGRAMS, feature_length.__name__: feature_length}.items():
+    for name, target in {**known, **_FUNCTIONS}.items():
         _register(target, name)
     for folder in (*search_paths, *_installed_folders()):
         gin.add_config_file_search_path(folder)
@@ -122,11 +122,11 @@ def _reason(error: Exception, known: Mapping[str, Any], where: str) -> str:
     where = place.removeprefix("In file ") or where
     if unknown := re.search(r"Configurable '(\w+)' doesn't have a parameter named '(\w+)'", first):
         cls, name = unknown.groups()
-        fields = [field.name for field in dataclasses.fields(known[cls])] if cls in known else []
-        return f"{where}: unknown setting {cls}.{name}{_nearest(name, fields, f'{cls}.')}"
+        fields = inspect.signature({**known, **_FUNCTIONS}[cls]).parameters
+        return f"{where}: unknown setting {cls}.{name}; {nearest(name, fields, f'{cls}.')}"
     if unknown := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", first):
         name = unknown[1].rpartition("/")[2]
-        return f"{where}: there is no {name!r}{_nearest(name, known)}"
+        return f"{where}: there is no {name!r}; {nearest(name, known)}"
     if isinstance(error, SyntaxError | tokenize.TokenError):
         return (
             f"{where} cannot be read ({first}): values are Python's, so that texts have quotes, "
@@ -143,15 +143,8 @@ def _check_macro(binding: str) -> None:
     defined = re.findall(r"^([A-Za-z_]\w*) = ", gin.config_str(), re.MULTILINE)
     if name not in defined:
         raise ConfigError(
-            f"--gin.{name}: no file defines the macro {name!r}{_nearest(name, defined)}"
+            f"--gin.{name}: no file defines the macro {name!r}; {nearest(name, defined)}"
         )
-
-
-def _nearest(name: str, known: Sequence[str] | Mapping[str, Any], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"; did you mean {prefix}{near[0]}?"
-    return f"; known: {', '.join(known)}" if known else ""
 
 
 def _register(target: Callable[..., Any], name: str) -> None:

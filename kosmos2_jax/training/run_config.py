@@ -10,6 +10,7 @@ from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.models.lora import LoraConfig
+from kosmos2_jax.partitioning import every_axis
 from kosmos2_jax.training.optimizer import OptimizerConfig
 
 
@@ -125,7 +126,8 @@ class RunConfig:
       optimizer: optimiser, schedule and number of updates.
       data: what is read.
       evaluation: what is measured.
-      mesh: devices along each mesh axis, see `kosmos2_jax.partitioning.make_mesh`.
+      mesh: devices along each mesh axis, see `kosmos2_jax.partitioning.make_mesh`; 1 along those
+        that are not named.
       seed: of initial values, dropout and the order of the data.
       init_from: a checkpoint to begin with.
       warm_start: a first training of the vision tower, where there is no checkpoint.
@@ -169,6 +171,8 @@ class RunConfig:
     no_repeat_ngram_size: int = 3
 
     def __post_init__(self) -> None:
+        # All of them, so that each can be set on the command line and a misspelt one is told.
+        object.__setattr__(self, "mesh", every_axis(self.mesh))
         for name in (
             "micro_batches",
             "log_every",
@@ -225,3 +229,6 @@ class EvaluationRun:
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
     dtype: str = "float32"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mesh", every_axis(self.mesh))  # as of `RunConfig`

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from kosmos2_jax.config import build_dataclass
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.errors import ConfigError, nearest
+from kosmos2_jax.interop.files import as_path
 from kosmos2_jax.training.processes import ProcessSettings
 from kosmos2_jax.training.run_config import RunConfig
 
@@ -31,7 +33,7 @@ class CommandLine(Generic[Run]):
     """
 
     run: Run
-    workdir: Path
+    workdir: epath.Path
     processes: ProcessSettings | None = None
 
 
@@ -55,7 +57,7 @@ def parse_command_line(argv: Sequence[str], program: type[Run] = RunConfig) -> C
         return _parse_gin(argv, program)
     values = _read_flags(argv, needed=("config", "workdir"))
     run = build_dataclass(program, values.config.to_dict())
-    return CommandLine(run, _work_folder(values.workdir), _processes_of(values))
+    return CommandLine(run, as_path(values.workdir), _processes_of(values))
 
 
 def parse_run(argv: Sequence[str]) -> RunConfig:
@@ -82,16 +84,33 @@ def _read_flags(argv: Sequence[str], needed: Sequence[str]) -> flags.FlagValues:
     except flags.Error as error:
         raise ConfigError(f"{error}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # ml_collections names the unknown key and the nearest known one.
-        given = ", ".join(a for a in argv if a.startswith("--config."))
+        given = [argument for argument in arguments if argument.startswith("--config.")]
+        _check_names(given, arguments)
         reason = " ".join(str(error.args[0]).split())
-        raise ConfigError(f"cannot apply {given}: {reason}") from None
+        raise ConfigError(f"cannot apply {', '.join(given)}: {reason}") from None
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; settings are --config.NAME=VALUE")
     for name in needed:
         if values[name].value is None:
             raise ConfigError(f"--{name} is missing: give --config=FILE and --workdir=DIR")
     return values
+
+
+def _check_names(given: Sequence[str], arguments: Sequence[str]) -> None:
+    """Whether the file has all settings that are `given` other values."""
+    file = [a for a in arguments if not a.startswith("--config.")]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "The run.", flag_values=values, sys_argv=file)
+    values([file[0], *(argument for argument in file if argument.startswith("--config="))])
+    for argument in given:
+        part, before = values.config, ""
+        for name in argument.removeprefix("--config.").partition("=")[0].split("."):
+            if not isinstance(part, ConfigDict):
+                break  # a place in a tuple, say
+            if name not in part:
+                hint = nearest(name, part, before)
+                raise ConfigError(f"{argument}: unknown setting {before}{name}; {hint}")
+            part, before = part[name], f"{before}{name}."
 
 
 def _parse_gin(argv: Sequence[str], program: type[Run]) -> CommandLine[Run]:
@@ -121,7 +140,7 @@ def _parse_gin(argv: Sequence[str], program: type[Run]) -> CommandLine[Run]:
         values.gin_search_paths,
     )
     _check_types(run, program)
-    return CommandLine(run, _work_folder(folder), _processes_of(values))
+    return CommandLine(run, as_path(folder), _processes_of(values))
 
 
 def _check_types(run: Any, program: type) -> None:
@@ -131,16 +150,6 @@ def _check_types(run: Any, program: type) -> None:
         typed.update(dataclasses.asdict(run))
     except (TypeError, ValueError) as error:
         raise ConfigError(" ".join(str(error.args[0]).split())) from None
-
-
-def _work_folder(name: str) -> Path:
-    # Checkpoints are committed by renaming folders and metrics appended to, which buckets cannot.
-    if "://" in name:
-        raise ConfigError(
-            f"the work folder {name} is in a bucket, which is not written to directly; mount it, "
-            "or a network disk, on every host and give the folder"
-        )
-    return Path(name)
 
 
 def _define_processes(values: flags.FlagValues) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from kosmos2_jax.cli import main
+from kosmos2_jax.data import prepare
+from kosmos2_jax.data.readers import FORMATS
 from kosmos2_jax.data.text_model import train_sentencepiece
 
 from ..data import prepared
@@ -142,3 +145,30 @@ def test_without_what_training_needs_it_says_so(tmp_path: Path):
     )
     assert result.returncode == 1 and result.stderr.count("\n") == 1
     assert "'seqio' is missing: run `pip install 'kosmos2-jax[train]'`" in result.stderr
+
+
+def test_imported_boxes(folder: Path, capsys, tmp_path: Path):
+    boxes = [{"label": "blue star", "box": [0.1, 0.1, 0.6, 0.6]}]
+    lines = [json.dumps({"image": f"{n}.png", "boxes": boxes}) for n in range(8)]
+    (tmp_path / "boxes.jsonl").write_text("\n".join([*lines, json.dumps({"image": "lost.png"})]))
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(prepared.picture(number))
+    options = FORMATS["boxes-jsonl"].options(units="fractions")
+    out = str(tmp_path / "data" / "grit" / "mine")
+    prepare.convert_all(
+        prepare.make_plan(
+            "boxes-jsonl", [str(tmp_path / "boxes.jsonl")], out, options=options, num_shards=1
+        ),
+        max_skipped=0.2,
+    )
+    page = tmp_path / "sheet.html"
+    status, _, err = inspect(
+        capsys, "--config=configs/finetune.py", *SMALL, f"--config.data.folder={tmp_path / 'data'}",
+        f"--config.data.tokenizer={folder / 'sentencepiece.bpe.model'}", "--output", page,
+        "--n", 2, "--count", 4,
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    html = page.read_text()
+    shown = re.sub("<[^>]*>", "", html)
+    assert "&lt;phrase&gt; a blue star&lt;/phrase&gt;&lt;object&gt;00000036&lt;/object&gt;" in shown
+    assert html.count('src="data:image/webp') >= 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,6 +47,14 @@ from kosmos2_jax.evaluation.vqa import answer_score, normalize_answer, vqa_accur
 )
 def test_normalized_answers(answer, normalized):
     assert normalize_answer(answer) == normalized
+
+
+def test_answers_are_normalized_as_in_lmms_eval():
+    """What its processor gave on 2,000 random answers (record_golden.py)."""
+    lines = (Path(__file__).parent / "golden" / "vqa_answers.jsonl").read_text().splitlines()
+    assert len(lines) == 2000
+    for answer, normalized in map(json.loads, lines):
+        assert normalize_answer(answer) == normalized, answer
 
 
 def test_one_true_answer_is_right_or_wrong():

@@ -29,6 +29,8 @@ from kosmos2_jax.training import run_data
 from kosmos2_jax.training.meter import progress
 from kosmos2_jax.training.optimizer import OptimizerConfig
 from kosmos2_jax.training.run_config import EvaluationConfig, RunConfig
+from kosmos2_jax.training.run_step import batch_shapes
+from kosmos2_jax.training.task_ids import task_names, with_task_ids
 
 from ..data import prepared
 from .test_runs import Killed, curve, kill_at
@@ -108,6 +110,20 @@ def test_a_packed_mixture_is_trained_on_and_resumed_to_the_bit(folder, tmp_path,
     assert last["data/examples/grounded"] > 0.3 < last["data/examples/captions"]
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_batches_have_the_shapes_that_are_compiled_ahead_of_time(folder, tmp_path, pack):
+    run = a_run(folder, pack=pack)
+    mixture, _ = run_data.prepare_data(run, tmp_path)
+    batches = run_data.open_batches(run, mixture, run.data.batch_size, pack=pack)
+    batch = with_task_ids(next(batches), batches.row_tasks(), task_names(mixture))
+    batches.close()
+
+    def told(arrays):
+        return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+    assert told(batch) == told(batch_shapes(run))
+
+
 def test_what_a_run_tells_of_itself(folder, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(folder, data)
@@ -150,7 +166,7 @@ def test_what_a_run_tells_of_itself(folder, tmp_path):
     assert [evaluated[name] for name in names] == pytest.approx([float(loss)] * 2, rel=1e-5)
 
 
-def test_a_bad_source_stops_the_run(folder, tmp_path, monkeypatch):
+def test_a_bad_source_stops_the_run(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trainer, "MIN_EXAMPLES_TO_STOP", 10)
     documents = [prepared.document("caption", n) for n in range(40)]
     documents[::10] = [prepared.document("caption", 0, images=()) for _ in range(4)]
@@ -163,7 +179,10 @@ def test_a_bad_source_stops_the_run(folder, tmp_path, monkeypatch):
     )
     with pytest.raises(DataError, match="of source 'caption source' had to be skipped"):
         trainer.train(run, tmp_path / "run")
-    assert data_lines(tmp_path / "run")[-1]["data/skipped/caption source"] > 0
+    skipped = data_lines(tmp_path / "run")[-1]["data/skipped/caption source"]
+    reason = "caption without exactly one picture"
+    assert data_lines(tmp_path / "run")[-1][f"data/reasons/caption source/{reason}"] == skipped > 0
+    assert capsys.readouterr().err.count(f"data: caption source: {reason} (") == 1
     with pytest.raises(DataError, match="laoin' holds no prepared source"):
         trainer.train(
             dataclasses.replace(

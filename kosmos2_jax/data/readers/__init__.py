@@ -14,7 +14,19 @@ from typing import Any
 from etils import epath
 
 from kosmos2_jax.data.documents import Document
-from kosmos2_jax.data.readers import captions, files, grit, instructions, interleaved, text
+from kosmos2_jax.data.readers import (
+    box_tables,
+    boxes,
+    captions,
+    coco,
+    files,
+    grit,
+    instructions,
+    interleaved,
+    text,
+    voc,
+    yolo,
+)
 from kosmos2_jax.data.readers.base import Reading
 from kosmos2_jax.data.skips import DataError
 
@@ -69,6 +81,10 @@ def _find_img2dataset(inputs: Sequence[str], options: Any) -> list[str]:
     return captions.find_img2dataset(inputs)
 
 
+def _find_folders(inputs: Sequence[str], options: Any) -> list[str]:
+    return boxes.folder_paths(inputs)
+
+
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 FORMATS = {
@@ -95,7 +111,7 @@ FORMATS = {
     ),
     "captions": Format(
         captions.read_img2dataset,
-        captions.Img2datasetOptions,
+        captions.PairOptions,
         _find_img2dataset,
         "pictures with captions: tars, parquet files or folders of img2dataset",
         "captions laion/*.tar --out data/laion --image-mode short",
@@ -120,6 +136,48 @@ FORMATS = {
         _find(".tsv", ".tsv.gz"),
         "GRIT: the official table of six columns",
         "grit-tsv laion2b_filtered_tsvs_v1/*.tsv --out data/grit --min-side 200",
+    ),
+    "coco": Format(
+        coco.read_coco,
+        coco.CocoOptions,
+        _find(".json"),
+        "your boxes: COCO's JSON, pictures beside it or elsewhere",
+        "coco instances.json --images pictures --out data/grit/mine --image-mode short",
+    ),
+    "yolo": Format(
+        yolo.read_yolo,
+        yolo.YoloOptions,
+        yolo.find_yolo,
+        "your boxes: YOLO's data.yaml, or the folder that it lies in",
+        "yolo traffic/data.yaml --subset train --out data/grit/traffic",
+    ),
+    "voc": Format(
+        voc.read_voc,
+        voc.VocOptions,
+        _find_folders,
+        "your boxes: a folder of Pascal VOC's XML files",
+        "voc VOCdevkit/VOC2012 --image-set train --out data/grit/voc",
+    ),
+    "labelme": Format(
+        voc.read_labelme,
+        voc.LabelmeOptions,
+        _find_folders,
+        "your boxes: a folder of LabelMe's JSON files",
+        "labelme drawn --out data/grit/drawn --part 0:0.9",
+    ),
+    "boxes-csv": Format(
+        box_tables.read_box_csv,
+        box_tables.BoxTableOptions,
+        _find(".csv"),
+        "your boxes: CSV with columns image, label, x1, y1, x2, y2",
+        "boxes-csv boxes.csv --images pictures --units fractions --out data/grit/mine",
+    ),
+    "boxes-jsonl": Format(
+        box_tables.read_box_jsonl,
+        box_tables.BoxTableOptions,
+        _find(*_JSONL),
+        "your boxes: JSON lines, a picture with its boxes and caption each",
+        "boxes-jsonl boxes.jsonl --images pictures --out data/grit/mine",
     ),
     "mmc4": Format(
         interleaved.read_mmc4,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import copy
 import dataclasses
+import io
 import json
 import os
 import random
@@ -20,11 +21,22 @@ import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from kosmos2_jax.data.documents import Document, from_tf_example, to_tf_example
 from kosmos2_jax.data.encode_document import EncodeSettings, encode_document
 from kosmos2_jax.data.grit import GritConfig
-from kosmos2_jax.data.readers import captions, grit, instructions, interleaved, text
+from kosmos2_jax.data.readers import (
+    box_tables,
+    boxes,
+    captions,
+    coco,
+    grit,
+    instructions,
+    interleaved,
+    text,
+    voc,
+)
 from kosmos2_jax.data.readers.base import Note, Reading, parse_json, string
 from kosmos2_jax.data.skips import FILTERED, DataError, Skips, Unusable
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
@@ -59,6 +71,29 @@ TALK = {
     ],
 }
 INSTANCE = {"instruction_with_input": "Do.\nInput: x", "input": "x", "output": "y"}
+COCO = {
+    "image": {"file_name": "1.jpg", "width": 64, "height": 48, "caption": "a “dog” runs"},
+    "annotations": [{"category_id": 1, "bbox": [1, 2, 30, 40.5]}],
+}
+VOC = b"""<annotation><filename>1.jpg</filename><size><width>64</width><height>48</height></size>
+<object><name>dog</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>
+</object></annotation>"""
+DRAWN = {
+    "imagePath": "1.jpg",
+    "shapes": [{"label": "dog", "points": [[1, 2], [30, 40]], "shape_type": "circle"}],
+    "imageWidth": 64,
+    "imageHeight": 48,
+}
+BOXES = {
+    "image": "1.jpg",
+    "caption": "a red dog",
+    "boxes": [
+        {"label": "dog", "box": [1, 2, 30, 40], "score": 0.5},
+        {"span": [0, 5], "box": [1, 2, 3, 4]},
+    ],
+}
+PICTURE = io.BytesIO()
+Image.new("RGB", (64, 48)).save(PICTURE, "PNG")
 
 
 SCENE = {
@@ -94,6 +129,26 @@ def _obelics(raw: bytes, note: Note) -> Any:
     return [part for part in parts if isinstance(part, str)]
 
 
+def _boxed(picture: boxes.LabelledPicture, note: Note) -> Any:
+    reading = Reading("boxes", "file", Skips())
+    document = boxes.grounded_document(
+        "key", picture, PICTURE.getvalue, reading, boxes.BoxOptions()
+    )
+    for reason, count in reading.skips.reasons("boxes").items():
+        for _ in range(count):
+            note(reason)
+    return document.content
+
+
+def _coco(raw: bytes, note: Note) -> Any:
+    record = parse_json(raw)
+    image, annotations = record.get("image"), record.get("annotations")
+    if not isinstance(image, dict) or not isinstance(annotations, list):
+        raise Unusable("the reader gives no such thing")
+    annotations = [annotation for annotation in annotations if isinstance(annotation, dict)]
+    return _boxed(coco.parse_coco(image, annotations, {1: "dog"}, [], note), note)
+
+
 def _dump(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
 
@@ -116,6 +171,18 @@ PARSERS: dict[str, tuple[bytes, Callable[[bytes, Note], Any]]] = {
     "captions-tsv": (b"a dog <X> runs\thttp://x/1.jpg", captions.parse_tsv_row),
     "grit": (_dump(GRIT), _grit_json),
     "grit-tsv": (TABLE.encode(), _grit_table),
+    "coco": (_dump(COCO), _coco),
+    "voc": (VOC, lambda raw, note: _boxed(voc.parse_voc(raw, note), note)),
+    "labelme": (
+        _dump(DRAWN),
+        lambda raw, note: _boxed(voc.parse_labelme(parse_json(raw), note), note),
+    ),
+    "boxes-jsonl": (
+        _dump(BOXES),
+        lambda raw, note: _boxed(
+            box_tables.parse_json_boxes(parse_json(raw), boxes.PIXELS, note), note
+        ),
+    ),
     "mmc4": (_dump(PAGE), _page),
     "obelics": (_dump({"image_info": ["a.jpg", None], "text_list": [None, "b"]}), _obelics),
     "llava": (_dump(TALK), lambda raw, note: instructions.parse_llava(parse_json(raw), note)[1]),

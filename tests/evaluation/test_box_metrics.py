@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kosmos2_jax.evaluation.metrics import phrase_boxes, rec_accuracy, recall_at_k
-from kosmos2_jax.grounding.boxes import Box
+from kosmos2_jax.evaluation.box_metrics import first_hits, phrase_boxes, rec_accuracy, recall_at_k
+from kosmos2_jax.grounding.boxes import Box, iou
 from kosmos2_jax.grounding.grounded_text import GroundedText, Span
 
 NAN = float("nan")
@@ -45,6 +47,28 @@ def test_recall_any_box_by_hand():
     predictions = [[right], [far, left], [], [far] * 5 + [right]]
     assert recall_at_k(targets, predictions) == {"r1": 0.25, "r5": 0.5, "r10": 0.75}
     assert recall_at_k(targets, predictions, ks=(2,)) == {"r2": 0.5}
+
+
+def test_recall_merged_boxes_by_hand():
+    # The box around both is the whole; neither half of it nor the gap reaches 0.5 but for HALF.
+    left, right = Box(0.0, 0.0, 0.4, 1.0), Box(0.6, 0.0, 1.0, 1.0)
+    predictions = [[left, WHOLE], [right], [HALF]]
+    targets = [[left, right]] * 3
+    assert first_hits(targets, predictions, merge_boxes=True) == [1, math.inf, 0]
+    assert first_hits(targets, predictions) == [0, 0, 0]
+    assert recall_at_k(targets, predictions, (1, 5), merge_boxes=True) == {"r1": 1 / 3, "r5": 2 / 3}
+
+
+def test_rec_is_lmms_evals():
+    """IoU and hits of 2,000 random pairs in pixels (record_golden.py)."""
+    lines = (Path(__file__).parent / "golden" / "rec_boxes.jsonl").read_text().splitlines()
+    pairs = [
+        (Box(*true), Box(*other), ious, hit) for true, other, ious, hit in map(json.loads, lines)
+    ]
+    assert len(pairs) == 2000 and 500 < sum(hit for *_, hit in pairs) < 1500
+    for true, other, expected, hit in pairs:
+        assert iou(true, other) == pytest.approx(expected, abs=1e-12)
+        assert rec_accuracy([true], [other]) == hit
 
 
 @pytest.mark.parametrize("score", [rec_accuracy, recall_at_k])
@@ -84,9 +108,12 @@ def literal_iou(a, b):
     return shared / (areas - shared)
 
 
-def literal_recall(targets, predictions, k):
+def literal_recall(targets, predictions, k, merge=False):
     hits = 0
     for true_boxes, boxes in zip(targets, predictions, strict=True):
+        if merge:
+            corners = np.array(true_boxes)
+            true_boxes = [[*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0)]]
         boxes = list(boxes) or [(0.0, 0.0, 0.0, 0.0)]
         best = max(literal_iou(p, t) for p in boxes[:k] for t in true_boxes)
         hits += best >= 0.5
@@ -106,6 +133,9 @@ def test_equal_to_the_protocols(phrases):
     targets, predictions = map(list, zip(*phrases, strict=True))
     for k, value in zip((1, 5, 10), recall_at_k(targets, predictions).values(), strict=True):
         assert value == literal_recall(targets, predictions, k)
+    merged = recall_at_k(targets, predictions, merge_boxes=True)
+    for k, value in zip((1, 5, 10), merged.values(), strict=True):
+        assert value == literal_recall(targets, predictions, k, merge=True)
     firsts = [boxes[0] if boxes else None for boxes in predictions]
     alone = [[boxes[0]] for boxes in targets]
     expected = literal_recall(alone, predictions, 1)

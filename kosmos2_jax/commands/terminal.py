@@ -1,0 +1,76 @@
+"""What the commands share: parsers, checks of arguments, and what is said on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kosmos2_jax.errors import Kosmos2Error
+
+PROG = "kosmos2"
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage errors in one line; knows its `options`; no guessing at shortened ones."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.options: list[str] = []
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
+        action = super().add_argument(*names, **kwargs)
+        self.options += action.option_strings
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{PROG}: error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def positive(text: str) -> int:
+    """Type of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Before long work: whether its result can be written.
+
+    Raises:
+      Kosmos2Error: a folder is there, or a file that is not to be replaced, or no folder around it.
+    """
+    if path.is_dir():
+        raise Kosmos2Error(f"{path} is a folder: give --output the name of a file.")
+    if path.exists() and not overwrite:
+        raise Kosmos2Error(f"{path} exists: choose another name or add --overwrite.")
+    if not path.parent.is_dir():
+        raise Kosmos2Error(f"The folder {path.parent} does not exist: create it for --output.")
+
+
+def note(text: str) -> None:
+    """Says on stderr what is worth knowing and no error."""
+    print(f"{PROG}: note: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """A line on a terminal's stderr that says what is going on and vanishes at the end."""
+    shown = ""
+
+    def say(text: str) -> None:
+        nonlocal shown
+        if sys.stderr.isatty() and text != shown:
+            shown = text
+            print(f"\r\033[K{PROG}: {text} ...", end="", file=sys.stderr, flush=True)
+
+    say(text)
+    try:
+        yield say
+    finally:
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
