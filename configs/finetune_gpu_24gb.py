@@ -8,7 +8,7 @@ from kosmos2_jax.configs import finetune_lora
 
 
 def get_config() -> ConfigDict:
-    """Parameters take 6.7 GB, adapters with their moments 0.2, and four rows at a time some 3."""
+    """Parameters 6.7 GB, adapters with moments 0.2, four rows at a time some 3: an estimate."""
     config = finetune_lora.get_config()
     config.mesh.fsdp = 1
     config.micro_batches = 8

@@ -8,7 +8,7 @@ from kosmos2_jax.configs import finetune
 
 
 def get_config() -> ConfigDict:
-    """Parameters, moments and two gradients take 33 GB, and eight rows at a time some 8."""
+    """Parameters, moments and two gradients 33 GB, eight rows some 8: an estimate."""
     config = finetune.get_config()
     config.mesh.fsdp = 1
     config.micro_batches = 4

@@ -50,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       SystemExit: after `--help` and `--version` (status 0) and usage errors (2).
     """
     words = _join_negative_box(list(sys.argv[1:] if argv is None else argv))
+    if words[:1] == ["grit"]:
+        from kosmos2_jax.build_grit import main as grit
+
+        return grit(words[1:])
     parser, commands = _make_parser()
     _check_words(words, parser, commands)
     settings = [word for word in words if word.startswith(_SETTING)]
@@ -254,6 +258,7 @@ def _make_parser() -> tuple[Parser, dict[str, Parser]]:
     compile_command.add_arguments(
         command("compile", compile_command.run, "compile training for TPUs that are not here")
     )
+    subparsers.add_parser("grit", help="ground captions of your own pictures, as GRIT is made")
     return parser, dict(subparsers.choices)
 
 

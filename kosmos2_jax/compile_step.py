@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import re
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -99,7 +100,8 @@ def compile_run(
       mesh_shape: instead of the run's.
 
     Raises:
-      ConfigError: no libtpu, an unknown topology, or a mesh that does not fit the run.
+      ConfigError: no libtpu, or one that does not go with this JAX; an unknown topology; a mesh
+        that does not fit the run.
     """
     if not run.model.decoder.vocab_size:
         raise ConfigError(
@@ -130,7 +132,7 @@ def compile_run(
         return Compiled(
             **known, memory=None, peak=peak, attention="", collectives={}, roofline=None
         )
-    text, sizes = program.as_text(), program.memory_analysis()
+    text, sizes = _text_of(program), program.memory_analysis()
     memory = Memory(
         arguments=sizes.argument_size_in_bytes,
         outputs=sizes.output_size_in_bytes,
@@ -184,6 +186,19 @@ def _lower(run: RunConfig, mesh: Mesh) -> Any:
         step = make_run_step(run, mesh, _NUM_TASKS)
         traced = step.update.trace(step.shapes, batch_shapes(run, step.rows))
         return traced.lower(lowering_platforms=("tpu",))
+
+
+def _text_of(program: jax.stages.Compiled) -> str:
+    try:
+        return program.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        # Seen with libtpu 0.0.52 and jaxlib 0.10.2, where "tensor" cuts products.
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"jaxlib {jax.__version__} cannot read what libtpu {metadata.version('libtpu')} "
+            f"compiled ({reason}); take the libtpu that this JAX names: "
+            f"pip install 'jax[tpu]=={jax.__version__}'"
+        ) from None
 
 
 def _chip_of(mesh: Mesh, topology: str) -> Chip:

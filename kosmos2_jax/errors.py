@@ -38,6 +38,10 @@ class TrainingError(Kosmos2Error):
     """A run that cannot go on as it was set up."""
 
 
+class BusyError(Kosmos2Error):
+    """More requests than can wait."""
+
+
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """The mend of a name that is not among `known`: the most similar one, or else all of them."""
     known = list(known)

@@ -11,33 +11,35 @@ if __name__ == "__main__":  # before JAX is imported, which takes seconds
 
     answer_help("evaluate", __doc__)
 
+import dataclasses
 import json
-from pathlib import Path
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.interop.checkpoint import Checkpoint
-from kosmos2_jax.interop.convert import load, open_checkpoint
-from kosmos2_jax.interop.layout import flatten
+from kosmos2_jax.interop.convert import open_checkpoint
+from kosmos2_jax.interop.files import as_path
+from kosmos2_jax.interop.layout import flatten, nest
 from kosmos2_jax.models.kosmos2 import initial_params
-from kosmos2_jax.partitioning import check_mesh, make_mesh, param_shardings
+from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh, param_shardings
 from kosmos2_jax.training.environment import record_environment
-from kosmos2_jax.training.processes import is_first, run_program
+from kosmos2_jax.training.processes import is_first, place, run_program
 from kosmos2_jax.training.program import run_story
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.run_config import EvaluationRun, RunConfig
 from kosmos2_jax.training.run_data import prepare_data
 from kosmos2_jax.training.run_step import run_model
 from kosmos2_jax.training.sheets import write_sheets
-from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
+from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
 
 METRICS_JSON = "metrics.json"
 
 
-def evaluate(run: EvaluationRun, workdir: Path) -> dict[str, TaskResult]:
+def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResult]:
     """Measures a finished model on tasks.
 
     Leaves `metrics.json`, `environment.jsonl`, `sheets/TASK.png` and `outputs/TASK.jsonl`.
@@ -56,6 +58,7 @@ def evaluate(run: EvaluationRun, workdir: Path) -> dict[str, TaskResult]:
     ):
         if not given:
             raise ConfigError(f"{name} is empty: say what is to be evaluated")
+    workdir = as_path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     record_environment(workdir)
     mesh = make_mesh(run.mesh)
@@ -70,7 +73,7 @@ def evaluate(run: EvaluationRun, workdir: Path) -> dict[str, TaskResult]:
             seed=run.seed,
             no_repeat_ngram_size=checkpoint.generation["no_repeat_ngram_size"],
         )
-        check_mesh(mesh, settings.model, run.evaluation.batch_size)
+        check_mesh(mesh, settings.model, mesh.size)  # rows are filled up to what it needs
 
         # Data
         _, vocabulary = prepare_data(settings, workdir)
@@ -85,10 +88,9 @@ def evaluate(run: EvaluationRun, workdir: Path) -> dict[str, TaskResult]:
         # Tasks
         model = run_model(settings)
         lengths = feature_lengths(run.data.length, run.data.images)
-        limit = run.evaluation.examples
-        results = evaluate_tasks(
-            model, checkpoint.params, vocabulary, run.evaluation, lengths, limit, run.split
-        )
+        rows = batch_sharding(mesh)
+        tasks = TaskEvaluation(model, vocabulary, run.evaluation, lengths, rows, run.split)
+        results = tasks(checkpoint.params, run.evaluation.examples)
 
     # Figures
     figures = {name: value for r in results.values() for name, value in r.metrics.items()}
@@ -101,17 +103,15 @@ def evaluate(run: EvaluationRun, workdir: Path) -> dict[str, TaskResult]:
 
 
 def _load(run: EvaluationRun, mesh: Mesh) -> Checkpoint:
-    """The checkpoint, each parameter put where it belongs before the next one is read."""
-    tokenizer = run.tokenizer or None
-    config = open_checkpoint(Path(run.checkpoint), tokenizer).config
-    boxed = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
+    """The checkpoint, its parameters where they belong."""
+    checkpoint = open_checkpoint(run.checkpoint, run.tokenizer or None)
+    boxed = jax.eval_shape(lambda: initial_params(checkpoint.config, jax.random.key(0)))
     shardings = flatten(param_shardings(boxed, mesh))
-    return load(
-        run.checkpoint, tokenizer, place=lambda path, leaf: jax.device_put(leaf, shardings[path])
-    )
+    params = nest(flatten(checkpoint.params), lambda path, leaf: place(leaf, shardings[path]))
+    return dataclasses.replace(checkpoint, params=params)
 
 
-def _write_outputs(results: dict[str, TaskResult], folder: Path) -> None:
+def _write_outputs(results: dict[str, TaskResult], folder: epath.Path) -> None:
     """What the model wrote for each example of a task, a line of JSON each."""
     folder.mkdir(exist_ok=True)
     for name, result in results.items():

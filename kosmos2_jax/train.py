@@ -17,16 +17,18 @@ if __name__ == "__main__":  # before JAX is imported, which takes seconds
 import dataclasses
 import signal
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import jax
 import optax
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
+from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.packed_pipeline import PackedBatches
-from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP
+from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP, NewReasons
 from kosmos2_jax.grounding import Kosmos2Vocabulary
+from kosmos2_jax.interop.files import as_path
 from kosmos2_jax.interop.names import num_parameters
 from kosmos2_jax.models.lora import join_adapters, split_adapters
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
@@ -56,7 +58,7 @@ from kosmos2_jax.training.run_evaluation import Evaluation
 from kosmos2_jax.training.run_step import make_run_step
 from kosmos2_jax.training.signals import Interrupted, StopRequest
 from kosmos2_jax.training.state import TrainState, create_state, warm_up, with_params
-from kosmos2_jax.training.task_evaluation import TaskResult
+from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
 from kosmos2_jax.training.task_ids import task_names, with_task_ids
 from kosmos2_jax.training.work_folder import record_run, save_model
 
@@ -75,12 +77,14 @@ class Trained:
     """
 
     run: RunConfig
-    model: Path
+    model: epath.Path
     results: dict[str, TaskResult]
 
 
-def train(run: RunConfig, workdir: Path) -> Trained:
+def train(run: RunConfig, workdir: epath.PathLike) -> Trained:
     """Trains `run` in `workdir`, going on from its last whole checkpoint if there is one.
+
+    `workdir` is a folder on a disk or, as gs://BUCKET/FOLDER, in a bucket.
 
     Leaves `run.json` (the resolved settings), `environment.jsonl`, `metrics.jsonl`, TensorBoard's
     files, `sheets/` of pictures, `checkpoints/`, and the trained model in our own checkpoint
@@ -100,10 +104,10 @@ def train(run: RunConfig, workdir: Path) -> Trained:
     mesh = make_mesh(run.mesh)
     check_mesh(mesh, run.model, run.data.batch_size, run.micro_batches)
     with jax.set_mesh(mesh):  # the model places its activations by it
-        return _train_on(mesh, run, workdir)
+        return _train_on(mesh, run, as_path(workdir))
 
 
-def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
+def _train_on(mesh: Mesh, run: RunConfig, workdir: epath.Path) -> Trained:
     workdir.mkdir(parents=True, exist_ok=True)
     rows = batch_sharding(mesh)
     shard = data_shard(rows, run.data.batch_size)
@@ -137,9 +141,9 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: Path) -> Trained:
     log = MetricLog(workdir, done, run.wandb_project, dataclasses.asdict(run))
     by_loss = run.evaluation.loss_mixture
     losses = LossEvaluation(run, made.model, rows, shard) if by_loss else None
-    evaluation = Evaluation(
-        run, made.model, vocabulary, log, checkpoints, workdir / "sheets", losses
-    )
+    lengths = feature_lengths(run.data.length, run.data.images)
+    asked = TaskEvaluation(made.model, vocabulary, run.evaluation, lengths, rows)
+    evaluation = Evaluation(run, asked, log, checkpoints, workdir / "sheets", losses)
     skipped = SkippedUpdates(done - updates_made(state.opt_state), run.max_skipped_updates)
     meter = TrainingMeter(run, skipped, made.groups, tasks)
     loop = _Loop(
@@ -168,7 +172,7 @@ class _Loop:
     """The updates of a run, and what is due between them; attributes are as in `_train_on`."""
 
     run: RunConfig
-    workdir: Path
+    workdir: epath.Path
     batches: PackedBatches
     tasks: tuple[str, ...]
     rows: NamedSharding
@@ -188,6 +192,7 @@ class _Loop:
         hidden = done == steps or not is_first()
         bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
         agree, profiler = StopAgreement(self.rows.mesh), Profiler(self.workdir, run.profile_steps)
+        reasons = NewReasons(ReadSoFar.of(self.batches, self.shard).skips)
         with StopRequest() as stop:
             for step in range(done + 1, steps + 1):
                 with self.meter.waiting():
@@ -203,7 +208,7 @@ class _Loop:
                 if step % run.log_every == 0 or last:
                     values = self.meter.read(step)
                     bar.set_postfix(progress(values))
-                    self._report(step, values)
+                    self._report(step, values, reasons)
                     self.meter.skipped.check(step, batch, self.workdir)
                 with self.meter.paused():
                     self._between(step, state, stopping)
@@ -212,9 +217,11 @@ class _Loop:
             say(f"read:\n{ReadSoFar.of(self.batches, self.shard).skips.report()}")
         return state
 
-    def _report(self, step: int, values: Mapping[str, float]) -> None:
+    def _report(self, step: int, values: Mapping[str, float], reasons: NewReasons) -> None:
         """Writes metrics, and stops the run where the data or the disk fail it."""
         read = ReadSoFar.of(self.batches, self.shard)
+        for line in reasons.lines(read.skips):
+            say(f"data: {line}")
         self.log.write(step, {**values, **read.figures(self.run, step)})
         read.skips.check(self.run.data.max_skipped, MIN_EXAMPLES_TO_STOP)
         self.checkpoints.check()
@@ -229,16 +236,20 @@ class _Loop:
         evaluating = run.evaluation.due(step) and not last
         finding = evaluating and self.evaluation.finds_best
         if step % run.checkpoint_every == 0 or last or finding:
-            self.checkpoints.save(step, state, self.batches)
+            self._save(step, state)
         if evaluating and not stopping:
             self.evaluation(step, state, run.evaluation.quick_examples)
         if stopping and not last:
-            self.checkpoints.save(step, state, self.batches)
+            self._save(step, state)
             self.checkpoints.close()
             raise Interrupted(
                 f"stopped by {stopping.name} after update {step}, which is saved; run the same "
                 "command again to go on"
             )
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self.log.flush()
+        self.checkpoints.save(step, state, self.batches)
 
 
 def first_state(

@@ -27,6 +27,7 @@ INWARDS_TO_OUTWARDS = (
     "train",
     "inspect_data",
     "compile_step",
+    "build_grit",
     "commands",
     "cli",
 )

@@ -232,11 +232,12 @@ def _take_params(model: Any, config: Kosmos2Config, keep_bfloat16: bool) -> dict
 def _our_tokens(config: Kosmos2Config, params: Any, prompts: list[Prompt], new: int) -> np.ndarray:
     import numpy as np
 
-    from kosmos2_jax.inference.decoding import GenerationConfig, generate
+    from kosmos2_jax.inference.decoding import generate
     from kosmos2_jax.inference.prompt_batch import batch_prompts
+    from kosmos2_jax.inference.sampling import SamplingConfig
 
     batch = batch_prompts(prompts, max_length=config.decoder.max_length)
-    written = generate(config, params, batch, GenerationConfig(new, no_repeat_ngram_size=0))
+    written = generate(config, params, batch, SamplingConfig(new, no_repeat_ngram_size=0))
     return np.asarray(written.tokens)
 
 

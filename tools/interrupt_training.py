@@ -66,7 +66,9 @@ SETTINGS = {
 }
 # Imports TensorFlow and JAX once; every start of the run is a fresh process forked from there.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["kosmos2_jax.train"])
+_CONTEXT.set_forkserver_preload(
+    ["kosmos2_jax.train", "kosmos2_jax.tasks.quickstart", "tensorboardX"]
+)
 
 
 class Lost(Exception):
@@ -130,9 +132,9 @@ class Training:
     def __init__(self, folder: Path, name: str, interruptions: int) -> None:
         self.workdir = folder / name
         self.metrics = self.workdir / "metrics.jsonl"
-        # An interruption comes at most 2 * EVERY updates after a start, and some more are made
-        # until it strikes.
-        self.updates = 4 * EVERY * (interruptions + 1)
+        # An interruption comes at most 2 * EVERY updates after the newest checkpoint, mostly fewer,
+        # and some more are made until it strikes.
+        self.updates = 2 * EVERY * (interruptions + 2)
         self.damaged = 0
         self._said = folder / f"{name}.log"
         self._said.touch()

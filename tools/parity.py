@@ -27,9 +27,10 @@ import torch
 import transformers
 
 from kosmos2_jax.config import IMAGE_MEAN, IMAGE_STD, Kosmos2Config, preset
-from kosmos2_jax.inference.decoding import GenerationConfig, generate
+from kosmos2_jax.inference.decoding import generate
 from kosmos2_jax.inference.ngram import HUGGING_FACE as HUGGING_FACE_RULE
 from kosmos2_jax.inference.prompt_batch import Prompt, batch_prompts
+from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.interop.hf_config import config_json
 from kosmos2_jax.interop.layout import nest
 from kosmos2_jax.interop.names import HUGGING_FACE
@@ -231,7 +232,7 @@ def our_logits(config: Kosmos2Config, params: Any, prompt: Prompt) -> np.ndarray
 def our_tokens(config: Kosmos2Config, params: Any, prompt: Prompt, count: int) -> list[int]:
     """What our model writes by the rules of transformers."""
     batch = batch_prompts([prompt], max_length=config.decoder.max_length)
-    settings = GenerationConfig(count, NGRAM, HUGGING_FACE_RULE)
+    settings = SamplingConfig(count, NGRAM, HUGGING_FACE_RULE)
     written = jax.device_get(generate(config, params, batch, settings))
     return written.tokens[0, : written.lengths[0]].tolist()
 

@@ -24,10 +24,11 @@ class Document:
       images: encoded pictures (JPEG, PNG, ...), in reading order.
       content: what JSON can hold, by kind:
         text: `{"text": str}`;
-        caption: `{"caption": str}`;
+        caption: `{"caption": str}`, and "metadata", text and numbers by name, where its reader was
+        told to keep any;
         grounded: `{"caption": str, "noun_chunks": [[start, end, x1, y1, x2, y2, score], ...],
         "ref_exps": [same]}`, offsets in characters of the caption, half-open, and boxes as
-        fractions of the original picture (spec section 6);
+        fractions of the original picture (spec section 6), and "metadata" as of a caption;
         interleaved: `{"parts": [str | int, ...]}`, a str is text, an int an index into `images`;
         instruction: `{"turns": [[question, answer], ...]}`, the picture, if any, before the first
         question;

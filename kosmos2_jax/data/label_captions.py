@@ -11,7 +11,7 @@ from kosmos2_jax.data.scene_language import COUNTS
 Annotation = list[float]  # [start, end, x1, y1, x2, y2, score]
 
 # The prompt of a short description (spec section 3.6), which the model then goes on with.
-_OPENING = "An image of "
+OPENING = "An image of"
 
 _DETERMINERS = frozenset(
     "a an the this that these those some my your his her its our their one".split()
@@ -43,7 +43,9 @@ class LabelledBox:
     span: tuple[int, int] | None = None
 
 
-def compose_caption(boxes: Sequence[LabelledBox]) -> tuple[str, list[Annotation]]:
+def compose_caption(
+    boxes: Sequence[LabelledBox], opening: str = OPENING
+) -> tuple[str, list[Annotation]]:
     """Returns a caption that names all labels, and where each of the boxes is in it.
 
     Boxes of one label share a phrase: "An image of two dogs, a cat and the red ball." A label that
@@ -51,6 +53,7 @@ def compose_caption(boxes: Sequence[LabelledBox]) -> tuple[str, list[Annotation]
 
     Args:
       boxes: at least one, in any units; spans do not count.
+      opening: words that it begins with, or none.
 
     Returns:
       The caption, and annotations in order of its phrases.
@@ -58,7 +61,7 @@ def compose_caption(boxes: Sequence[LabelledBox]) -> tuple[str, list[Annotation]
     groups: dict[str, list[LabelledBox]] = {}
     for box in boxes:
         groups.setdefault(box.label, []).append(box)
-    caption, annotations = _OPENING, []
+    caption, annotations = f"{opening} " if opening else "", []
     for number, (label, group) in enumerate(groups.items()):
         if number:
             caption += " and " if number == len(groups) - 1 else ", "

@@ -24,11 +24,12 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from etils import epath
 
 from kosmos2_jax.data import document_files, documents
+from kosmos2_jax.data.documents import Document
 from kosmos2_jax.data.readers import FORMATS
 from kosmos2_jax.data.readers.base import Reading, Share
 from kosmos2_jax.data.readers.pictures import PictureRules
@@ -41,6 +42,22 @@ VERSION = 1
 _EARLY = 2
 
 _SECONDS_BETWEEN_REPORTS = 5.0
+
+
+class Stage(Protocol):
+    """What becomes of documents between their reader and the records."""
+
+    def settings(self) -> dict[str, Any]:
+        """What JSON can hold and its results depend on."""
+
+    def run(
+        self, documents: Iterator[Document], source: str, skips: Skips, shard: epath.Path
+    ) -> Iterator[Document]:
+        """Yields documents of `source`, counted in `skips`, made of those that were read.
+
+        What it keeps beside the records lies beside `shard` and is written, or written anew, when
+        all documents are through.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +73,7 @@ class Plan:
       out: folder of the output.
       paths: files of the source.
       shares: output shards for each of the files.
+      stage: what documents go through before they are stored, if anything.
     """
 
     format: str
@@ -66,6 +84,12 @@ class Plan:
     out: str
     paths: tuple[str, ...]
     shares: int
+    stage: Stage | None = None
+
+    @property
+    def read_as(self) -> str:
+        """The name that what is read is counted under: another one than what a stage makes."""
+        return self.source if self.stage is None else f"{self.source} (read)"
 
     @property
     def num_shards(self) -> int:
@@ -93,6 +117,7 @@ class Plan:
             "pictures": dataclasses.asdict(self.pictures),
             "inputs": [[path, _num_bytes(path)] for path in self.paths],
             "shards": self.num_shards,
+            **({} if self.stage is None else {"stage": self.stage.settings()}),
         }
 
 
@@ -111,6 +136,7 @@ def make_plan(
     source: str | None = None,
     split: str = "train",
     num_shards: int = 16,
+    stage: Stage | None = None,
 ) -> Plan:
     """Looks up the files of a source.
 
@@ -124,6 +150,7 @@ def make_plan(
       split: name of the split.
       num_shards: how many output shards there are at least. Each belongs to one input file: of
         fewer files each is read several times, and every time another share of it converted.
+      stage: what documents go through before they are stored, if anything.
 
     Raises:
       DataError: an input is not there or empty.
@@ -145,6 +172,7 @@ def make_plan(
         out,
         tuple(paths),
         -(-num_shards // len(paths)),
+        stage,
     )
 
 
@@ -214,15 +242,18 @@ def _write_shard(plan: Plan, index: int, file: epath.Path) -> dict[str, Any] | N
 
     path, share = divmod(index, plan.shares)
     reading = Reading(
-        plan.source,
+        plan.read_as,
         _names_within(plan.paths)[path],
         Skips(),
         plan.pictures,
         Share(share, plan.shares),
     )
+    found = FORMATS[plan.format].read(plan.paths[path], reading, plan.options)
+    if plan.stage is not None:
+        found = plan.stage.run(found, plan.source, reading.skips, plan.shards[index])
     num_bytes, reported = 0, time.monotonic()
     with tf.io.TFRecordWriter(str(file)) as writer:
-        for document in FORMATS[plan.format].read(plan.paths[path], reading, plan.options):
+        for document in found:
             record = documents.to_tf_example(document)
             writer.write(record)
             num_bytes += len(record)
@@ -303,7 +334,7 @@ class Watch:
             elif mark.suffix == ".partial":
                 partial.append(content)
         skips = Skips()
-        skips.kept(self._plan.source, 0)
+        skips.kept(self._plan.read_as, 0)
         all_counts = [*self._finished.values(), *partial]
         for counts in all_counts:
             skips.merge(Skips.from_dict(counts["counts"]))
@@ -313,7 +344,7 @@ class Watch:
     def stop_if_bad(self, max_skipped: float) -> Progress:
         """As `look`, and tells all processes to stop where the run cannot end well."""
         progress = self.look()
-        skips, source = progress.skips, self._plan.source
+        skips, source = progress.skips, self._plan.read_as
         kept, skipped = skips.num_kept(source), skips.num_skipped(source)
         too_many = skipped > _EARLY * max_skipped * (kept + skipped)
         if progress.errors or (too_many and kept + skipped >= MIN_EXAMPLES_TO_STOP):

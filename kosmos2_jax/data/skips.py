@@ -148,3 +148,23 @@ class Skips:
                     f"{share:.1%} of source {source!r} had to be skipped, more than the limit of "
                     f"{limit:.1%} ({reasons}): mend the source or raise the limit."
                 )
+
+
+class NewReasons:
+    """Tells of each reason once, as soon as something is counted under it."""
+
+    def __init__(self, told: Skips | None = None) -> None:
+        """Begins with what was told before."""
+        self._told: set[tuple[str, str]] = set()
+        if told is not None:
+            self.lines(told)
+
+    def lines(self, skips: Skips) -> list[str]:
+        """A line for each reason that was not there before, by source."""
+        lines = []
+        for source in skips.sources():
+            for reason, n in skips.reasons(source).items():
+                if (source, reason) not in self._told:
+                    self._told.add((source, reason))
+                    lines.append(f"{source}: {reason} ({n:,} so far)")
+        return lines

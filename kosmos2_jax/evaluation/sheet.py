@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import IO
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -49,14 +50,14 @@ class SheetItem:
 
 
 def picture_sheet(
-    items: Sequence[SheetItem], columns: int, path: str | os.PathLike[str]
+    items: Sequence[SheetItem], columns: int, file: str | os.PathLike[str] | IO[bytes]
 ) -> Image.Image:
     """Writes a PNG with all pictures in rows and under each its verdict, IoU and caption.
 
     Args:
       items: at least one.
       columns: pictures in a row.
-      path: of the PNG file.
+      file: gets the PNG; its path, or open for writing.
 
     Returns:
       The sheet, as written.
@@ -80,7 +81,7 @@ def picture_sheet(
         for column, tile in enumerate(row):
             sheet.paste(tile, (_GAP + column * (_TILE + _GAP), top))
         top += height + _GAP
-    sheet.save(path, "PNG")
+    sheet.save(file, "PNG")
     return sheet
 
 

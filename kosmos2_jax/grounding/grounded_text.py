@@ -23,6 +23,8 @@ class Span:
       end: character after the last one.
       boxes: normalised to 0..1 of the picture.
       scores: one confidence of 0..1 for each box, or empty where none is known.
+      marginal_scores: likewise, of the box or one whose corners are in touching cells.
+      phrase_score: confidence of 0..1 in the words; None where the model did not write them.
     """
 
     text: str
@@ -30,6 +32,8 @@ class Span:
     end: int
     boxes: tuple[Box, ...] = ()
     scores: tuple[float, ...] = ()
+    marginal_scores: tuple[float, ...] = ()
+    phrase_score: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,8 @@ class GroundedText:
                     "end": span.end,
                     "boxes": [list(box) for box in span.boxes],
                     "scores": list(span.scores),
+                    "marginal_scores": list(span.marginal_scores),
+                    "phrase_score": span.phrase_score,
                 }
                 for span in self.spans
             ],
@@ -86,6 +92,8 @@ class GroundedText:
                     end=int(span["end"]),
                     boxes=tuple(Box(*(float(v) for v in box)) for box in span["boxes"]),
                     scores=tuple(float(score) for score in span.get("scores", ())),
+                    marginal_scores=tuple(float(x) for x in span.get("marginal_scores", ())),
+                    phrase_score=_optional(span.get("phrase_score")),
                 )
                 for span in data.get("spans", ())
             )
@@ -95,6 +103,10 @@ class GroundedText:
             raise MarkupError(f"Grounded text without the key {error.args[0]!r}.") from None
         except (AttributeError, TypeError, ValueError) as error:
             raise MarkupError(f"Grounded text is malformed: {error}.") from None
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def sorted_spans(grounded: GroundedText) -> tuple[Span, ...]:

@@ -38,14 +38,23 @@ def refer(box: Sequence[float], grid_size: int) -> str:
     return f"{GROUNDING}{subject}{render_object([box], grid_size)} is"
 
 
+def question_text(question: str) -> str:
+    """Returns the text that asks a question; tags in it are left to whoever encodes it.
+
+    Raises:
+      MarkupError: the question is empty.
+    """
+    question = question.strip()
+    if not question:
+        raise MarkupError("The question is empty: write what you want to know.")
+    return f"Question: {question} Answer:"
+
+
 def ask(question: str, grounded: bool = False) -> str:
     """Returns the prompt for a question, answered with boxes if `grounded`.
 
     Raises:
       MarkupError: the question is empty or holds a tag.
     """
-    question = require_no_tags(question, "The question").strip()
-    if not question:
-        raise MarkupError("The question is empty: write what you want to know.")
-    prompt = f"Question: {question} Answer:"
+    prompt = question_text(require_no_tags(question, "The question"))
     return f"{GROUNDING} {prompt}" if grounded else prompt

@@ -24,8 +24,10 @@ from jaxtyping import Array, Float
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.inference import decoding
-from kosmos2_jax.inference.decoding import Generated, GenerationConfig
+from kosmos2_jax.inference.beam_search import best_beams
+from kosmos2_jax.inference.decoding import Generated
 from kosmos2_jax.inference.prompt_batch import TEXT_SLOT, PromptBatch, bucket_length
+from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.models.kosmos2 import Kosmos2, initial_params
 from kosmos2_jax.models.losses import TargetScores, score_targets, weighted_sums
 
@@ -38,14 +40,14 @@ class Kosmos2Model:
 
     Attributes:
       config: the architecture.
-      generation: how `predict_batch` writes.
+      sampling: how `predict_batch` writes.
       loss_chunk: tokens of a row whose logits `loss_fn` and `score_batch` hold at a time; 0 for
         all.
       num_tasks: how many tasks the feature `task_ids` of a batch tells apart, if it has one.
     """
 
     config: Kosmos2Config
-    generation: GenerationConfig = GenerationConfig()
+    sampling: SamplingConfig = SamplingConfig()
     loss_chunk: int = 0
     num_tasks: int = 0
 
@@ -117,25 +119,30 @@ class Kosmos2Model:
         return -jnp.sum(losses * batch["loss_weights"], axis=-1)
 
     def predict_batch(
-        self, params: Any, batch: Batch, generation: GenerationConfig | None = None
+        self, params: Any, batch: Batch, sampling: SamplingConfig | None = None
     ) -> Generated:
         """Writes what follows each row's prompt: all that stands before its first weighted target.
 
         Args:
           params: of the model.
           batch: see the module; one example a row. Arrays of the host, or traced ones.
-          generation: instead of the model's own.
+          sampling: instead of the model's own.
 
         Raises:
           ValueError: a row holds several examples.
         """
-        return self.generate(params, prompts_of(batch), generation)
+        return self.generate(params, prompts_of(batch), sampling)
 
     def generate(
-        self, params: Any, prompts: PromptBatch, generation: GenerationConfig | None = None
+        self, params: Any, prompts: PromptBatch, sampling: SamplingConfig | None = None
     ) -> Generated:
-        """As `kosmos2_jax.inference.decoding.generate`, by default as `generation` says."""
-        return decoding.generate(self.config, params, prompts, generation or self.generation)
+        """As `kosmos2_jax.inference.decoding.generate`, by default as `sampling` says.
+
+        With `num_beams`, the best beam of each row.
+        """
+        sampling = sampling or self.sampling
+        write = best_beams if sampling.num_beams > 1 else decoding.generate
+        return write(self.config, params, prompts, sampling)
 
     def _scores(self, params: Any, batch: Batch, dropout_rng: Array | None) -> TargetScores:
         features = ("tokens", "positions", "segment_ids", "images", "image_slots")

@@ -5,6 +5,7 @@ Letters: B rows, T places of a static token buffer, V vocabulary.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -16,7 +17,7 @@ VARIANTS = (OFFICIAL, HUGGING_FACE)
 
 
 def repeated_ngrams(
-    history: Int[Array, "B T"], lengths: Int[Array, " B"], vocab_size: int, size: int
+    history: Int[Array, "B T"], lengths: Int[Array, " B"], vocab_size: int, sizes: Int[Array, " B"]
 ) -> Bool[Array, "B V"]:
     """Tokens that would complete an n-gram which a row holds already.
 
@@ -27,18 +28,18 @@ def repeated_ngrams(
       history: prompt and generated tokens from place 0; the rest of the buffer is ignored.
       lengths: tokens in each row.
       vocab_size: V.
-      size: n, at least 1.
+      sizes: n of each row; 0 for no such rule.
     """
     rows, places = history.shape
-    if places < size:
-        return jnp.zeros((rows, vocab_size), bool)
-    # The last n - 1 tokens of each row; rows shorter than n get no hit from `inside`.
-    last = jnp.clip(lengths[:, None] + jnp.arange(1 - size, 0)[None], 0)
-    context = jnp.take_along_axis(history, last, axis=1)
-    starts = places - size + 1
-    inside = jnp.arange(size - 1, places)[None] < lengths[:, None]
-    for offset in range(size - 1):
-        inside &= history[:, offset : offset + starts] == context[:, offset, None]
-    following = history[:, size - 1 :]
+    place = jnp.arange(places)[None]
+    sizes = sizes[:, None]
+    hits = (sizes > 0) & (place >= sizes - 1) & (place < lengths[:, None])
+
+    def compare(offset: Array, hits: Array) -> Array:
+        """Keeps places before which, that far back, stands what stands there at the row's end."""
+        last = jnp.take_along_axis(history, jnp.clip(lengths[:, None] - offset, 0), axis=1)
+        return hits & ((jnp.roll(history, offset, axis=1) == last) | (offset >= sizes))
+
+    hits = jax.lax.fori_loop(1, jnp.max(sizes), compare, hits)
     blocked = jnp.zeros((rows, vocab_size), bool)
-    return blocked.at[jnp.arange(rows)[:, None], following].max(inside)
+    return blocked.at[jnp.arange(rows)[:, None], history].max(hits)

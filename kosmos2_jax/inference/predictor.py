@@ -1,8 +1,19 @@
-"""The friendly face of the model: describe, ground, refer, ask."""
+"""The friendly face of the model: describe, ground, refer, ask, and more.
+
+predictor = Predictor.from_pretrained("kosmos-2/")
+predictor.describe("dogs.jpg").entities()
+predictor.describe(["dogs.jpg", "cats.jpg"])                  # many at once
+sampled = SamplingConfig(temperature=0.7, top_p=0.9, num_outputs=3)
+question = predictor.questions.describe("dogs.jpg", sampling=sampled)
+predictor.answer([question])[0]                               # three descriptions
+for piece in predictor.stream(question): ...                  # as they are written
+predictor.top_boxes("dogs.jpg", "a dog", count=5)
+predictor.choose([Path("dogs.jpg"), "Question: Dogs or cats? Answer:"], ["dogs", "cats"])
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,30 +23,33 @@ import numpy as np
 
 from kosmos2_jax.config import NONE, Kosmos2Config
 from kosmos2_jax.errors import CheckpointError, ConfigError
-from kosmos2_jax.grounding import prompts
-from kosmos2_jax.grounding.grounded_text import GroundedText
-from kosmos2_jax.grounding.tags import GROUNDING
+from kosmos2_jax.grounding.grounded_text import GroundedText, Span
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
-from kosmos2_jax.inference.decoding import GenerationConfig
+from kosmos2_jax.inference.engine import Engine
 from kosmos2_jax.inference.model import Kosmos2Model
-from kosmos2_jax.inference.prompt_batch import Prompt, batch_prompts, build_prompt
 from kosmos2_jax.inference.quantization import check_quantization, place_parameter
-from kosmos2_jax.inference.reading import Output, read_boxes_of, read_caption
+from kosmos2_jax.inference.questions import Question, Questions, Segment
+from kosmos2_jax.inference.requests import Handle
+from kosmos2_jax.inference.sampling import SamplingConfig
+from kosmos2_jax.inference.scoring import score_continuations, top_boxes
 from kosmos2_jax.interop.convert import load
 from kosmos2_jax.models.products import Kernel
-from kosmos2_jax.vision.preprocessing import ImageSource, load_image, square_pixels
+from kosmos2_jax.vision.preprocessing import ImageSource
+
+Images = ImageSource | Sequence[ImageSource]
+Answers = GroundedText | list[GroundedText]
 
 
 class Predictor:
     """A model with its tokenizer, ready for pictures.
 
     A picture is a path, encoded bytes, an open file, a Pillow picture or a uint8 array
-    [H, W, 3]. Boxes are fractions of the picture's width and height. Every result is a
-    `GroundedText` whose boxes have scores of 0..1, see
-    `kosmos2_jax.inference.reading.box_scores`; its `problems` say what the model did wrong.
+    [H, W, 3]; a list of them gives a list of results, made together. Boxes are fractions of the
+    picture's width and height. Every result is a `GroundedText` whose boxes have scores of 0..1,
+    see `kosmos2_jax.inference.reading.ScoredBox`; its `problems` say what the model did wrong.
 
     Attributes:
-      model: architecture and generation settings.
+      model: architecture and default settings.
       params: of the model.
       vocabulary: of the model.
     """
@@ -61,7 +75,7 @@ class Predictor:
         path: str | os.PathLike[str],
         tokenizer: str | os.PathLike[str] | None = None,
         *,
-        max_new_tokens: int = GenerationConfig.max_new_tokens,
+        max_new_tokens: int = SamplingConfig.max_new_tokens,
         quantization: str = NONE,
         progress: Callable[[int], None] | None = None,
     ) -> Predictor:
@@ -95,111 +109,108 @@ class Predictor:
                 f"{os.fspath(path)} has no tokenizer files; name the folder that has them "
                 "(sentencepiece.bpe.model or tokenizer.json) as the tokenizer"
             )
-        generation = GenerationConfig(
+        sampling = SamplingConfig(
             max_new_tokens=max_new_tokens,
             no_repeat_ngram_size=checkpoint.generation.get("no_repeat_ngram_size", 0),
         )
         # Checkpoints hold one subtree for each layer, whatever the training did.
         config = checkpoint.config.replace(scan_layers=False)
-        return cls(Kosmos2Model(config, generation), checkpoint.params, checkpoint.vocabulary)
+        return cls(Kosmos2Model(config, sampling), checkpoint.params, checkpoint.vocabulary)
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What writes; other requests may share it, see `kosmos2_jax.inference.engine`."""
+        return Engine(self.config, self.params, self.vocabulary)
 
     @property
     def config(self) -> Kosmos2Config:
         """The architecture."""
         return self.model.config
 
-    def describe(self, image: ImageSource, detailed: bool = False) -> GroundedText:
-        """What is in the picture, with the places of things.
+    @property
+    def questions(self) -> Questions:
+        """What can be asked, as requests to the engine."""
+        return Questions(self.config, self.vocabulary, self.model.sampling)
 
-        A brief caption keeps the words "An image of" that it begins with, as in transformers; a
-        detailed one is the description alone. A model without location tokens gives no boxes.
+    def describe(
+        self, image: Images, detailed: bool = False, sampling: SamplingConfig | None = None
+    ) -> Answers:
+        """What is in the picture, see `Questions.describe`."""
+        return self._each(image, lambda one: self.questions.describe(one, detailed, sampling))
 
-        Raises:
-          ImageError: the picture cannot be read.
+    def ground(self, image: Images, phrase: str, sampling: SamplingConfig | None = None) -> Answers:
+        """Where the phrase is, see `Questions.ground`."""
+        return self._each(image, lambda one: self.questions.ground(one, phrase, sampling))
+
+    def refer(
+        self, image: Images, box: Sequence[float], sampling: SamplingConfig | None = None
+    ) -> Answers:
+        """What is in the box, see `Questions.refer`."""
+        return self._each(image, lambda one: self.questions.refer(one, box, sampling))
+
+    def ask(
+        self,
+        image: Images | None,
+        question: str | GroundedText,
+        grounded: bool = False,
+        sampling: SamplingConfig | None = None,
+    ) -> Answers:
+        """The answer to a question, see `Questions.ask`."""
+        return self._each(image, lambda one: self.questions.ask(one, question, grounded, sampling))
+
+    def answer(self, questions: Sequence[Question]) -> list[tuple[GroundedText, ...]]:
+        """The outputs of any questions, all at once; raises as `Engine.submit`."""
+        outputs = self.engine.generate([question.request for question in questions])
+        return [
+            tuple(question.read(output) for output in own)
+            for question, own in zip(questions, outputs, strict=True)
+        ]
+
+    def stream(self, question: Question) -> Handle:
+        """Asks without waiting: iterate over what comes back for pieces of markup."""
+        return self.engine.submit(question.request)
+
+    def top_boxes(self, image: ImageSource, phrase: str, count: int = 10) -> GroundedText:
+        """The phrase with its `count` most likely boxes, best first.
+
+        Here scores are probabilities of whole boxes, see
+        `kosmos2_jax.inference.scoring.top_boxes`; errors are as of `Questions.ground`.
         """
-        prompt = prompts.describe(detailed)
-        grounded = self.vocabulary.grid_size > 0
-        if not grounded:
-            prompt = prompt.removeprefix(GROUNDING)
-        output = self._ask_about(image, prompt)
-        beginning = "" if detailed else prompt.removeprefix(GROUNDING)
-        return read_caption(self.vocabulary, output, beginning, grounded=grounded)
+        prompt = self.questions.box_prompt(image, phrase)
+        found = top_boxes(self.config, self.params, prompt, count)
+        text = phrase.strip()
+        boxes, scores, marginal_scores = zip(*found, strict=True)
+        return GroundedText(text, (Span(text, 0, len(text), boxes, scores, marginal_scores),))
 
-    def ground(self, image: ImageSource, phrase: str) -> GroundedText:
-        """Where the phrase is: the phrase as text, with one span that has its boxes.
-
-        The model stops after the boxes; no caption is written around them. If it gives the phrase
-        no box there is no span and `problems` say why.
-
-        Raises:
-          ImageError: the picture cannot be read.
-          MarkupError: the phrase is empty or holds tags.
-          ConfigError: the model has no location tokens.
-        """
-        prompt = prompts.ground(phrase)
-        self._require_locations("ground")
-        output = self._ask_about(image, prompt, stop_ids=(self.vocabulary.end_object_id,))
-        return read_boxes_of(self.vocabulary, output, phrase.strip())
-
-    def refer(self, image: ImageSource, box: Sequence[float]) -> GroundedText:
-        """What is in the box: the words that follow "It is", boxes of things they name included.
+    def score(self, segments: Sequence[Segment], answers: Sequence[str]) -> list[np.ndarray]:
+        """Log-probability of each token of each answer after a prompt, `</s>` not counted.
 
         Args:
-          image: the picture.
-          box: x1, y1, x2, y2 as fractions of the picture.
+          segments: the prompt, as of `Questions.raw`.
+          answers: texts; tags in them are text.
 
         Raises:
-          ImageError: the picture cannot be read.
-          BoxError: the box is reversed, outside of the picture or not a number.
-          ConfigError: the model has no location tokens.
+          As `Questions.raw`, and
+          MarkupError: an answer is empty, or too long with its prompt.
         """
-        self._require_locations("refer")
-        output = self._ask_about(image, prompts.refer(box, self.vocabulary.grid_size))
-        return read_caption(self.vocabulary, output, "", grounded=False)
+        return self._score(segments, [self.vocabulary.encode(answer) for answer in answers])
 
-    def ask(self, image: ImageSource, question: str, grounded: bool = False) -> GroundedText:
-        """The answer to a question, with boxes if `grounded`.
+    def choose(self, segments: Sequence[Segment], choices: Sequence[str]) -> str:
+        """The most likely of some texts as the whole answer to a prompt; raises as `score`."""
+        ids = [[*self.vocabulary.encode(choice), self.vocabulary.eos_id] for choice in choices]
+        scores = self._score(segments, ids)
+        return choices[max(range(len(choices)), key=lambda number: scores[number].sum())]
 
-        Raises:
-          ImageError: the picture cannot be read.
-          MarkupError: the question is empty, holds tags or is too long.
-          ConfigError: `grounded`, but the model has no location tokens.
-        """
-        prompt = prompts.ask(question, grounded)
-        if grounded:
-            self._require_locations("ground an answer")
-        output = self._ask_about(image, prompt)
-        return read_caption(self.vocabulary, output, "", grounded=grounded)
+    def close(self) -> None:
+        """Ends what is being written."""
+        self.engine.close()
 
-    def _require_locations(self, task: str) -> None:
-        if not self.vocabulary.grid_size:
-            raise ConfigError(
-                f"this model has no location tokens, so it cannot {task}; it can describe and "
-                "answer without boxes"
-            )
+    def _score(self, segments: Sequence[Segment], ids: list[list[int]]) -> list[np.ndarray]:
+        prompt = self.questions.prompt(segments)
+        return score_continuations(self.config, self.params, [prompt], [ids])[0]
 
-    def _ask_about(self, image: ImageSource, prompt: str, stop_ids: tuple[int, ...] = ()) -> Output:
-        pixels = square_pixels(load_image(image), self.config.vision.image_size)
-        latents = self.config.resampler.num_latents
-        row = build_prompt(self.vocabulary, latents, [pixels, prompt])
-        return self._run([row], dataclasses.replace(self.model.generation, stop_ids=stop_ids))[0]
-
-    def _run(self, rows: Sequence[Prompt], generation: GenerationConfig) -> list[Output]:
-        """What the model writes after each row, all rows at once."""
-        # One token at least must find room.
-        batch = batch_prompts(rows, max_length=self.config.decoder.max_length - 1)
-        # The default of accelerators is faster but does not give the reference's outputs (T-41).
-        with jax.default_matmul_precision("highest"):
-            generated = jax.device_get(self.model.generate(self.params, batch, generation))
-        ends = (generation.eos_id, *generation.stop_ids)
-        outputs = []
-        for tokens, length, log_probs in zip(*generated, strict=True):
-            kept = [i for i in range(length) if tokens[i] != generation.eos_id]
-            outputs.append(
-                Output(
-                    tuple(int(tokens[i]) for i in kept),
-                    tuple(float(log_probs[i]) for i in kept),
-                    complete=int(tokens[length - 1]) in ends,
-                )
-            )
-        return outputs
+    def _each(self, images: Images | None, ask: Callable[[Any], Question]) -> Answers:
+        """The first output for a picture, or a list of them for a list."""
+        if isinstance(images, list | tuple):
+            return [outputs[0] for outputs in self.answer([ask(image) for image in images])]
+        return self.answer([ask(images)])[0][0]

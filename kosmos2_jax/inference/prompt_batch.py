@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from kosmos2_jax.errors import MarkupError
+from kosmos2_jax.grounding.grounded_text import GroundedText
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 
 TEXT_SLOT = -1  # in image_slots: this place holds text
+# The first of the vectors that are given stands for -2, the next for -3, ..., so that they do not
+# depend on how many pictures other rows of a batch have.
+EMBEDDING_SLOT = -2
 # Steps of padded lengths, each from some length on: few programs, and little padding.
 _STEPS = ((256, 64), (128, 32), (64, 16), (0, 64))
 
@@ -24,13 +28,16 @@ class Prompt(NamedTuple):
 
     Attributes:
       ids: from `<s>` on.
-      image_slots: `picture * num_latents + slot` where a picture stands, -1 at text.
+      image_slots: `picture * num_latents + slot` where a picture stands, -1 at text, -2, -3, ...
+        where a given vector stands.
       images: pixels of each picture in reading order.
+      embeddings: given vectors in reading order, in the place of tokens' unscaled embeddings.
     """
 
     ids: Int[np.ndarray, " L"]
     image_slots: Int[np.ndarray, " L"]
     images: tuple[UInt8[np.ndarray, "S S 3"], ...]
+    embeddings: Float[np.ndarray, "M E"] | None = None
 
 
 class PromptBatch(NamedTuple):
@@ -39,46 +46,63 @@ class PromptBatch(NamedTuple):
     Attributes:
       tokens: int32.
       lengths: int32, tokens of each row that are no padding; at least 1.
-      image_slots: int32, -1 at text and padding.
+      image_slots: int32, as of `Prompt`; -1 at padding.
       images: None if no row has any; rows with fewer than N end with black ones, which nothing
         refers to.
+      embeddings: None if no row has any; filled up with zeros.
     """
 
     tokens: Int[np.ndarray, "B L"]
     lengths: Int[np.ndarray, " B"]
     image_slots: Int[np.ndarray, "B L"]
     images: UInt8[np.ndarray, "B N S S 3"] | None
+    embeddings: Float[np.ndarray, "B M E"] | None = None
 
 
 def build_prompt(
-    vocabulary: Kosmos2Vocabulary, num_latents: int, segments: Sequence[str | np.ndarray]
+    vocabulary: Kosmos2Vocabulary,
+    num_latents: int,
+    segments: Sequence[str | GroundedText | np.ndarray],
 ) -> Prompt:
-    """Turns markup and pictures, in reading order, into one row that begins with `<s>`.
+    """Turns texts and pictures, in reading order, into one row that begins with `<s>`.
 
-    Each text is tokenised on its own and its tags become tokens, as in the official inference
-    code; the slots of a picture get the ids 4, 5, ... (trap T-14).
+    Each text is tokenised on its own; the slots of a picture get the ids 4, 5, ... (trap T-14).
 
     Args:
       vocabulary: of the model.
       num_latents: slots of a picture.
-      segments: markup strings, and pictures as uint8 [S, S, 3] of one size.
+      segments: markup strings, whose tags become tokens as in the official inference code;
+        grounded texts, whose phrases get tags and in which literal tags are text like any other;
+        pictures as uint8 [S, S, 3] of one size; vectors as float [K, E], each in the place of a
+        token.
 
     Raises:
-      MarkupError: a tag is not of this vocabulary.
+      MarkupError: a tag is not of this vocabulary, or a phrase does not fit its text.
+      BoxError: a box is malformed.
     """
     ids, slots = [vocabulary.bos_id], [TEXT_SLOT]
     images: list[np.ndarray] = []
+    vectors: list[np.ndarray] = []
     for segment in segments:
-        if isinstance(segment, str):
-            new = vocabulary.encode_markup(segment)
+        if isinstance(segment, str | GroundedText):
+            is_markup = isinstance(segment, str)
+            encode = vocabulary.encode_markup if is_markup else vocabulary.encode_grounded
+            new = encode(segment)
             slots += [TEXT_SLOT] * len(new)
+        elif segment.ndim == 2:
+            # The ids that stand for pictures, which only the rule of n-grams looks at.
+            new = vocabulary.image_ids(len(segment))[1:-1]
+            first = EMBEDDING_SLOT - len(vectors)
+            slots += range(first, first - len(segment), -1)
+            vectors += list(segment)
         else:
             new = vocabulary.image_ids(num_latents)
             first = len(images) * num_latents
             slots += [TEXT_SLOT, *range(first, first + num_latents), TEXT_SLOT]
             images.append(segment)
         ids += new
-    return Prompt(np.array(ids, np.int32), np.array(slots, np.int32), tuple(images))
+    embeddings = np.array(vectors, np.float32) if vectors else None
+    return Prompt(np.array(ids, np.int32), np.array(slots, np.int32), tuple(images), embeddings)
 
 
 def batch_prompts(
@@ -94,12 +118,9 @@ def batch_prompts(
     Raises:
       MarkupError: a row has more than `max_length` tokens.
     """
+    for prompt in prompts:
+        check_length(prompt, max_length)
     longest = max(len(prompt.ids) for prompt in prompts)
-    if longest > max_length:
-        raise MarkupError(
-            f"The prompt has {longest} tokens, pictures included, but the model reads at most "
-            f"{max_length}: shorten it."
-        )
     shape = (len(prompts), bucket_length(longest))
     tokens = np.full(shape, pad_id, np.int32)
     slots = np.full(shape, TEXT_SLOT, np.int32)
@@ -107,7 +128,16 @@ def batch_prompts(
         tokens[row, : len(prompt.ids)] = prompt.ids
         slots[row, : len(prompt.ids)] = prompt.image_slots
     lengths = np.array([len(prompt.ids) for prompt in prompts], np.int32)
-    return PromptBatch(tokens, lengths, slots, _stack_images(prompts))
+    return PromptBatch(tokens, lengths, slots, _stack_images(prompts), _stack_vectors(prompts))
+
+
+def check_length(prompt: Prompt, max_length: int) -> None:
+    """Raises `MarkupError` if a row has more than `max_length` tokens."""
+    if len(prompt.ids) > max_length:
+        raise MarkupError(
+            f"The prompt has {len(prompt.ids)} tokens, pictures included, but the model reads at "
+            f"most {max_length}: shorten it."
+        )
 
 
 def bucket_length(length: int) -> int:
@@ -129,4 +159,16 @@ def _stack_images(prompts: Sequence[Prompt]) -> np.ndarray | None:
     for row, prompt in enumerate(prompts):
         for number, image in enumerate(prompt.images):
             stacked[row, number] = image
+    return stacked
+
+
+def _stack_vectors(prompts: Sequence[Prompt]) -> np.ndarray | None:
+    given = [prompt.embeddings for prompt in prompts if prompt.embeddings is not None]
+    if not given:
+        return None
+    shape = (len(prompts), max(map(len, given)), given[0].shape[1])
+    stacked = np.zeros(shape, np.float32)
+    for row, prompt in enumerate(prompts):
+        if prompt.embeddings is not None:
+            stacked[row, : len(prompt.embeddings)] = prompt.embeddings
     return stacked

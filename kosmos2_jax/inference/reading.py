@@ -9,27 +9,32 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kosmos2_jax.grounding.boxes import Box, cells_to_box
-from kosmos2_jax.grounding.grounded_text import GroundedText, Span
+from kosmos2_jax.grounding.grounded_text import GroundedText
 from kosmos2_jax.grounding.markup import parse
 from kosmos2_jax.grounding.tags import GROUNDING, PHRASE_OPEN
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
+from kosmos2_jax.inference.requests import CANCELLED, Output
 
 # A well-formed object with one letter a token, see `_letter`: the tokens that `parse` reads.
-_OBJECT = re.compile(r"o(ll(?:dll)*)c")
+_OBJECT = re.compile(r"(?:p(?P<words>\.*)q)?o(?P<corners>ll(?:dll)*)c")
 
 
-class Output(NamedTuple):
-    """What one row wrote.
+class ScoredBox(NamedTuple):
+    """A box that was written, with confidences of 0..1.
 
     Attributes:
-      ids: new tokens without `</s>`.
-      log_probs: of each of them, natural logarithm.
-      complete: False if the row was cut off at its longest length.
+      box: fractions of the picture.
+      score: geometric mean of the probabilities of its two location tokens, each given what comes
+        before it: comparable to the probability of any one token.
+      marginal_score: likewise of the cells of its corners and all that touch them.
+      phrase_score: geometric mean of the probabilities of the words of its phrase; None if these
+        are not among the tokens.
     """
 
-    ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    complete: bool
+    box: Box
+    score: float
+    marginal_score: float
+    phrase_score: float | None
 
 
 def read_caption(
@@ -72,37 +77,50 @@ def read_boxes_of(vocabulary: Kosmos2Vocabulary, output: Output, phrase: str) ->
     result = _with_scores(result, vocabulary, output)
     for span in result.spans:
         if span.start == 0 and span.text == phrase:
-            return GroundedText(phrase, (Span(phrase, 0, len(phrase), span.boxes, span.scores),))
+            return GroundedText(phrase, (dataclasses.replace(span, end=len(phrase)),))
     problems = result.problems + _cut_off(output)
     if result.spans:
         problems += (f"Nothing is grounded: the model gave {phrase!r} no box.",)
     return GroundedText(phrase, (), problems)
 
 
-def box_scores(
-    vocabulary: Kosmos2Vocabulary, ids: Sequence[int], log_probs: Sequence[float]
-) -> list[tuple[Box, float]]:
-    """Every box of the well-formed objects among some tokens, with its confidence of 0..1.
-
-    The confidence is the geometric mean of the probabilities of the two location tokens, each
-    given what comes before it: comparable to the probability of any one token.
-    """
+def box_scores(vocabulary: Kosmos2Vocabulary, output: Output) -> list[ScoredBox]:
+    """Every box of the well-formed objects of an output."""
     if not vocabulary.grid_size:
         return []
+    ids = output.ids
     letters = "".join(_letter(vocabulary, token) for token in ids)
     found = []
     for match in _OBJECT.finditer(letters):
-        for place in range(match.start(1), match.end(1), 3):  # two corners and a delimiter
-            corners = [ids[place + k] - vocabulary.first_location_id for k in (0, 1)]
-            mean = (log_probs[place] + log_probs[place + 1]) / 2
-            found.append((cells_to_box(*corners, vocabulary.grid_size), math.exp(mean)))
+        words = slice(*match.span("words"))
+        phrase = None
+        if words.stop > words.start:
+            phrase = _mean_probability(output.log_probs[words])
+        start, end = match.span("corners")
+        for place in range(start, end, 3):  # two corners and a delimiter
+            corners = slice(place, place + 2)
+            cells = (token - vocabulary.first_location_id for token in ids[corners])
+            found.append(
+                ScoredBox(
+                    cells_to_box(*cells, vocabulary.grid_size),
+                    _mean_probability(output.log_probs[corners]),
+                    _mean_probability(output.nearby_log_probs[corners]),
+                    phrase,
+                )
+            )
     return found
+
+
+def _mean_probability(log_probs: Sequence[float]) -> float:
+    return min(math.exp(sum(log_probs) / len(log_probs)), 1.0)
 
 
 def _letter(vocabulary: Kosmos2Vocabulary, token: int) -> str:
     if vocabulary.is_location(token):
         return "l"
     special = {
+        vocabulary.phrase_id: "p",
+        vocabulary.end_phrase_id: "q",
         vocabulary.object_id: "o",
         vocabulary.end_object_id: "c",
         vocabulary.delimiter_id: "d",
@@ -113,19 +131,27 @@ def _letter(vocabulary: Kosmos2Vocabulary, token: int) -> str:
 def _with_scores(
     grounded: GroundedText, vocabulary: Kosmos2Vocabulary, output: Output
 ) -> GroundedText:
-    scored = box_scores(vocabulary, output.ids, output.log_probs)
-    if [box for span in grounded.spans for box in span.boxes] != [box for box, _ in scored]:
+    scored = box_scores(vocabulary, output)
+    if [box for span in grounded.spans for box in span.boxes] != [entry.box for entry in scored]:
         # The model spelled a tag in letters, which reads like one but has no token of its own.
         return grounded
-    rest = iter(score for _, score in scored)
-    spans = tuple(
-        dataclasses.replace(span, scores=tuple(next(rest) for _ in span.boxes))
-        for span in grounded.spans
-    )
-    return dataclasses.replace(grounded, spans=spans)
+    rest, spans = iter(scored), []
+    for span in grounded.spans:
+        own = [next(rest) for _ in span.boxes]
+        spans.append(
+            dataclasses.replace(
+                span,
+                scores=tuple(entry.score for entry in own),
+                marginal_scores=tuple(entry.marginal_score for entry in own),
+                phrase_score=own[0].phrase_score,
+            )
+        )
+    return dataclasses.replace(grounded, spans=tuple(spans))
 
 
 def _cut_off(output: Output) -> tuple[str, ...]:
     if output.complete:
         return ()
+    if output.finish_reason == CANCELLED:
+        return (f"The text was cut off after {len(output.ids)} tokens: it was cancelled.",)
     return (f"The text was cut off after {len(output.ids)} tokens: raise max_new_tokens.",)

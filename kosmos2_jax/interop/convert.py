@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from kosmos2_jax.interop.checkpoint import Checkpoint
 from kosmos2_jax.interop.files import (
     CONFIG_JSON,
     KOSMOS2_JSON,
+    as_path,
     check_destination,
+    in_bucket,
     read_json,
 )
 from kosmos2_jax.interop.layout import flatten, nest
@@ -26,20 +29,20 @@ from kosmos2_jax.interop.safetensors_io import MAX_SHARD_SIZE
 HUGGING_FACE, FAIRSEQ, ORBAX = "hugging_face", "fairseq", "orbax"
 ALIASES = {"hf": HUGGING_FACE, HUGGING_FACE: HUGGING_FACE, FAIRSEQ: FAIRSEQ, ORBAX: ORBAX}
 
-PathLike = str | Path
+PathLike = str | os.PathLike[str]
 
 
 def detect_format(path: PathLike) -> str:
     """Says which format a checkpoint has: "hugging_face", "fairseq" or "orbax".
 
     Args:
-      path: a folder, or a `.pt` file.
+      path: a folder, or a `.pt` file; a folder of ours may lie in a bucket.
 
     Raises:
       CheckpointError: nothing there, an empty folder, no known checkpoint, or another model
         (named by the model_type of its `config.json`).
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_file():
         if path.suffix == ".pt":
             return FAIRSEQ
@@ -83,23 +86,28 @@ def load(
     Raises:
       CheckpointError: see `detect_format`; also damaged files and tensors that do not fit.
     """
-    checkpoint = open_checkpoint(Path(path), tokenizer, config)
+    checkpoint = open_checkpoint(path, tokenizer, config)
     return dataclasses.replace(checkpoint, params=nest(flatten(checkpoint.params), place))
 
 
 def open_checkpoint(
-    path: Path, tokenizer: PathLike | None = None, config: Kosmos2Config | None = None
+    path: PathLike, tokenizer: PathLike | None = None, config: Kosmos2Config | None = None
 ) -> Checkpoint:
     """As `load`, but that `params` of foreign files are read one by one when asked for."""
     format_name = detect_format(path)
     beside = None if tokenizer is None else Path(tokenizer)
     if beside is not None and not beside.exists():
         raise CheckpointError(f"{beside} does not exist; name the folder of the tokenizer")
+    if format_name == ORBAX:
+        return orbax_io.read_folder(path, beside)
+    if in_bucket(path):
+        raise CheckpointError(
+            f"{path} is {format_name}, and only folders of ours are read from a bucket; copy it to "
+            "a disk"
+        )
     if format_name == HUGGING_FACE:
-        return hugging_face.read_folder(path, beside)
-    if format_name == FAIRSEQ:
-        return fairseq.read_file(path, beside, config)
-    return orbax_io.read_folder(path, beside)
+        return hugging_face.read_folder(Path(path), beside)
+    return fairseq.read_file(Path(path), beside, config)
 
 
 @dataclasses.dataclass(frozen=True)

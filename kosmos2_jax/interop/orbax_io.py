@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import CheckpointError, ConfigError
@@ -17,7 +18,7 @@ from kosmos2_jax.interop.checkpoint import (
     Source,
     check_vocabulary,
 )
-from kosmos2_jax.interop.files import KOSMOS2_JSON, new_folder, read_json, write_json
+from kosmos2_jax.interop.files import KOSMOS2_JSON, as_path, new_folder, read_json, write_json
 from kosmos2_jax.interop.layout import check_params, check_shapes, flatten, nest, unpadded
 from kosmos2_jax.interop.tokenizer_files import find_vocabulary, write_sentencepiece
 
@@ -28,7 +29,7 @@ _DAMAGE = (OSError, ValueError, KeyError, RuntimeError)
 
 
 def save_folder(
-    folder: Path,
+    folder: epath.PathLike,
     params: Mapping[str, Any],
     config: Kosmos2Config,
     vocabulary: Kosmos2Vocabulary | None,
@@ -67,7 +68,6 @@ def save_folder(
         "source": (source or Source()).to_dict(),
     }
     with new_folder(folder, overwrite) as partial:
-        write_json(partial / KOSMOS2_JSON, description)
         if vocabulary is not None:
             (partial / _TOKENIZER).mkdir()
             write_sentencepiece(partial / _TOKENIZER, vocabulary)
@@ -76,16 +76,19 @@ def save_folder(
             primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"{number}"
         )
         with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-            checkpointer.save(partial.resolve() / _PARAMS, tree)
+            checkpointer.save(partial / _PARAMS, tree)
+        write_json(partial / KOSMOS2_JSON, description)
 
 
 def read_folder(
-    folder: Path, tokenizer: Path | None = None, shardings: Mapping[str, Any] | None = None
+    folder: epath.PathLike,
+    tokenizer: Path | None = None,
+    shardings: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Reads our folder.
 
     Args:
-      folder: written by `save_folder`.
+      folder: written by `save_folder`; on a disk or, as gs://BUCKET/FOLDER, in a bucket.
       tokenizer: folder or model file to use instead of the folder's own.
       shardings: a tree of `jax.sharding.Sharding` like the (unscanned) parameters; arrays are
         then restored straight into them. Without it they are NumPy arrays.
@@ -93,6 +96,7 @@ def read_folder(
     Raises:
       CheckpointError: damaged or missing files, or parameters that do not fit their config.
     """
+    folder = as_path(folder)
     description = read_json(folder / KOSMOS2_JSON)
     if description.get("format") != FORMAT:
         raise CheckpointError(
@@ -119,11 +123,11 @@ def read_folder(
 
 
 def _restore(
-    folder: Path, config: Kosmos2Config, shardings: Mapping[str, Any] | None
+    folder: epath.Path, config: Kosmos2Config, shardings: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
-    path = folder.resolve() / _PARAMS
+    path = folder / _PARAMS
     if not path.is_dir():
         raise CheckpointError(f"{path} is missing")
     by_path = None if shardings is None else flatten(shardings)
@@ -149,6 +153,6 @@ def _argument(ocp: Any, shardings: Mapping[str, Any] | None, name: str) -> Any:
     return ocp.ArrayRestoreArgs(sharding=shardings[name], dtype=np.float32)
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
+def _damaged(path: epath.Path, error: Exception) -> CheckpointError:
     reason = (str(error).splitlines() or [""])[0][:200]
     return CheckpointError(f"{path} is cut short or damaged ({type(error).__name__}: {reason})")

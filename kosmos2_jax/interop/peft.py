@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import CheckpointError, ConfigError
@@ -87,8 +87,8 @@ def write_adapter(
         "use_dora": False,
     }
     with new_folder(folder, overwrite) as partial:
+        (partial / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
         write_json(partial / ADAPTER_CONFIG_JSON, description)
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
 
 
 def add_adapter(params: Mapping[str, Any], config: Kosmos2Config, folder: Path) -> dict[str, Any]:

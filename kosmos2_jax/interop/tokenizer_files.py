@@ -54,7 +54,7 @@ def find_vocabulary(
             raise CheckpointError(f"{tokenizer} holds neither {TOKENIZER_MODEL} nor tokenizer.json")
         return None
     dict_file = None
-    if isinstance(model, Path) and (model.parent / DICT_TXT).is_file():
+    if not isinstance(model, TokenizerJsonModel) and (model.parent / DICT_TXT).is_file():
         dict_file = model.parent / DICT_TXT
     grid_size = _grid_size(Kosmos2Vocabulary(model, 0), vocab_size)
     return Kosmos2Vocabulary(model, grid_size, dict_file)

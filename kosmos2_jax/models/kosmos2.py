@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from kosmos2_jax.config import IMAGE_MEAN, IMAGE_STD, Kosmos2Config
 from kosmos2_jax.models.attention import cache_mask
@@ -123,15 +123,33 @@ class Kosmos2(nn.Module):
         cache: Cache,
         soft_tokens: Float[Array, "B P E"] | None = None,
         image_slots: Int[Array, "B L"] | None = None,
+        *,
+        positions: Int[Array, "B L"] | None = None,
+        mask: Bool[Array, "B L T"] | None = None,
     ) -> tuple[Float[Array, "B L E"], Cache]:
         """Hidden states of new tokens after those in the cache, and the cache with them added.
 
-        A row's tokens fill its slots from 0 without gaps, so that the slot is also the position
-        and rows of different lengths need no correction (trap T-07). Scores come from `logits`.
+        By default a row's tokens fill its slots from 0 without gaps, so that the slot is also the
+        position and rows of different lengths need no correction (trap T-07). Where a row holds
+        several continuations of one prompt, `positions` and `mask` say where each token stands
+        and which slots it sees. Scores come from `logits`.
+
+        Args:
+          tokens: token ids.
+          slots: slot of each token in the cache.
+          cache: keys and values of earlier tokens.
+          soft_tokens: of the pictures among the tokens.
+          image_slots: soft token that stands at each position, -1 for text.
+          positions: 0-based index of each token in its text; the slot if None.
+          mask: True at slots that a token sees, its own included; if None those up to its own.
         """
         length = (cache.key if isinstance(cache, LayerCache) else cache[0].key).shape[-3]
         x = self.embed(tokens, soft_tokens, image_slots)
-        context = Context(slots, mask=cache_mask(slots, length), slots=slots)
+        if positions is None:
+            positions = slots
+        if mask is None:
+            mask = cache_mask(slots, length)
+        context = Context(positions, mask=mask, slots=slots)
         return self.decoder(x, context, cache)
 
     def logits(self, hidden: Float[Array, "B L E"]) -> Float[Array, "B L V"]:

@@ -6,6 +6,8 @@ written (`manifest.py`): what has its final name and fits its manifest is what w
 
 With several processes, whose `folder` is one and the same, each writes its parts of the arrays and
 its place in the data; the manifest is written by process 0 when all are done.
+
+In a bucket (`gs://`) no renaming commits a checkpoint but a mark that Orbax writes last.
 """
 
 from __future__ import annotations
@@ -13,15 +15,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from kosmos2_jax.data.packed_pipeline import PackedBatches
 from kosmos2_jax.errors import CheckpointError
+from kosmos2_jax.interop.files import as_path, move_folder
 from kosmos2_jax.training.data_places import RestorePlaces, SavePlace
-from kosmos2_jax.training.manifest import find_damage, write_manifest
+from kosmos2_jax.training.manifest import find_damage, is_committed, write_manifest
 from kosmos2_jax.training.processes import first_does
 from kosmos2_jax.training.state import TrainState
 
@@ -33,7 +36,12 @@ class RunCheckpoints:
     """Saves and restores (state, data position) under `folder`; the latest and the best stay."""
 
     def __init__(
-        self, folder: Path, keep: int, best_mode: str = "max", *, keeps_place: bool = True
+        self,
+        folder: epath.PathLike,
+        keep: int,
+        best_mode: str = "max",
+        *,
+        keeps_place: bool = True,
     ) -> None:
         """Opens or creates `folder`, so that its newest checkpoint is a whole one.
 
@@ -51,7 +59,7 @@ class RunCheckpoints:
         Raises:
           CheckpointError: there are checkpoints, but no whole one.
         """
-        self._folder = folder.absolute()
+        self._folder = as_path(folder)
         self._figures: dict[int, float] = {}
         self._sign = {"max": 1.0, "min": -1.0}[best_mode]
         self._keeps_place = keeps_place
@@ -134,7 +142,7 @@ class RunCheckpoints:
         )
 
     def _write_manifest(self) -> None:
-        # On a local disk files are written to "6.orbax-checkpoint-tmp", or the like, first.
+        # On a disk files are written to "6.orbax-checkpoint-tmp", or the like, first.
         temporary = self._folder.glob(f"{self._saved}.*")
         write_manifest(next(temporary, self._folder / str(self._saved)))
 
@@ -208,23 +216,23 @@ class _Best(_policies.PreservationPolicy):
         return [info.step == best for info in checkpoints]
 
 
-def _check(folder: Path) -> None:
+def _check(folder: epath.Path) -> None:
     if damage := find_damage(folder):
         raise CheckpointError(f"checkpoint {folder} is damaged ({damage}); remove it")
 
 
-def _set_aside_damaged(folder: Path) -> None:
+def _set_aside_damaged(folder: epath.Path) -> None:
     """Moves what is newer than the newest whole checkpoint to a folder beside `folder`."""
     if not folder.is_dir():
         return
-    names = [path.name for path in folder.iterdir() if path.is_dir()]
-    for name in sorted(names):
-        if name.partition(".")[0].isdigit() and not name.isdigit():
-            _log.warning(
-                "checkpoint %s was half-written when the run ended: removed", folder / name
-            )
+    steps = []
+    for path in sorted(folder.iterdir()):
+        if path.name.isdigit() and is_committed(path):
+            steps.append(int(path.name))
+        elif path.name.partition(".")[0].isdigit():
+            _log.warning("checkpoint %s was half-written when the run ended: removed", path)
     damaged: dict[int, str] = {}
-    for step in sorted((int(name) for name in names if name.isdigit()), reverse=True):
+    for step in sorted(steps, reverse=True):
         damage = find_damage(folder / str(step))
         if damage is None:
             break
@@ -239,10 +247,11 @@ def _set_aside_damaged(folder: Path) -> None:
     for step, damage in damaged.items():
         place = folder.with_name(f"{folder.name}.damaged")
         place.mkdir(exist_ok=True)
-        # One of the same update may have been set aside before.
-        number = sum(path.name.partition("-")[0] == str(step) for path in place.iterdir())
+        # One of the same update may have been set aside before; a bucket has no empty folders.
+        others = place.iterdir() if place.exists() else ()
+        number = sum(path.name.partition("-")[0] == str(step) for path in others)
         target = place / (f"{step}-{number + 1}" if number else str(step))
-        (folder / str(step)).rename(target)
+        move_folder(folder / str(step), target)
         _log.warning(
             "checkpoint %s is damaged (%s): moved to %s, and the one before it is used",
             folder / str(step),

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
+from kosmos2_jax.interop.files import new_file
 from kosmos2_jax.training.processes import first_does
 from kosmos2_jax.version import __version__
 
@@ -23,12 +25,14 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def record_environment(workdir: Path) -> None:
+def record_environment(workdir: epath.Path) -> None:
     """Adds a line to `environment.jsonl`: each start of a run may be on another machine."""
 
     def write() -> None:
-        with (workdir / ENVIRONMENT_JSONL).open("a") as file:
-            file.write(json.dumps(environment()) + "\n")
+        path = workdir / ENVIRONMENT_JSONL
+        former = path.read_text() if path.exists() else ""
+        with new_file(path, overwrite=True) as partial:  # a bucket cannot append
+            partial.write_text(f"{former}{json.dumps(environment())}\n")
 
     first_does(write)
 

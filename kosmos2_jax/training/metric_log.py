@@ -8,10 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from kosmos2_jax.errors import ConfigError
-from kosmos2_jax.training.processes import first_does, is_first
+from kosmos2_jax.interop.files import as_path, new_file
+from kosmos2_jax.training.local_folder import LocalFolder
+from kosmos2_jax.training.processes import gather, is_first
 
 _FILE = "metrics.jsonl"
+# Seconds between copies of the files into a bucket; lines on a disk are there at once.
+_PUSH_EVERY = 60.0
 
 
 class MetricLog:
@@ -19,7 +25,7 @@ class MetricLog:
 
     def __init__(
         self,
-        folder: Path,
+        folder: epath.PathLike,
         first_step: int = 0,
         wandb_project: str = "",
         settings: Mapping[str, Any] | None = None,
@@ -37,14 +43,24 @@ class MetricLog:
         """
         from tensorboardX import SummaryWriter
 
-        path = folder / _FILE
-        first_does(lambda: _cut(path, first_step))
-        self._former = [json.loads(line) for line in _lines(path, first_step)]
+        folder = as_path(folder)
+        former = _lines(folder / _FILE, first_step)
+        self._former = [json.loads(line) for line in former]
+        gather(None)  # all have read before the first writes
         self._writes = is_first()
         if self._writes:
-            self._file = path.open("a")
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-            self._wandb = _start_wandb(folder, wandb_project, settings) if wandb_project else None
+            self._folder = LocalFolder(folder)
+            file = self._folder.path / _FILE
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # A kill at this moment must not lose the lines of days.
+            with new_file(file, overwrite=True) as partial:
+                partial.write_text("".join(f"{line}\n" for line in former))
+            self._file = file.open("a")
+            board = self._folder.path / "tensorboard"
+            self._board = SummaryWriter(str(board), purge_step=first_step + 1)
+            self._wandb = None
+            if wandb_project:
+                self._wandb = _start_wandb(folder, self._folder.path, wandb_project, settings)
 
     def former(self, name: str) -> dict[int, float]:
         """Values of a metric by update, of earlier starts of the run."""
@@ -58,7 +74,7 @@ class MetricLog:
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line, to disk at once."""
+        """Writes one line, to disk at once; into a bucket about every minute."""
         if not self._writes:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -67,6 +83,13 @@ class MetricLog:
             self._board.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(dict(values), step=step)
+        self._folder.push(_PUSH_EVERY)
+
+    def flush(self) -> None:
+        """Brings all to where it belongs; before a checkpoint, which a run goes on from."""
+        if self._writes:
+            self._board.flush()
+            self._folder.push()
 
     def close(self) -> None:
         """Closes the files."""
@@ -75,9 +98,10 @@ class MetricLog:
             self._board.close()
             if self._wandb:
                 self._wandb.finish()
+            self._folder.push()
 
 
-def _lines(path: Path, last_step: int) -> list[str]:
+def _lines(path: epath.Path, last_step: int) -> list[str]:
     return [
         line
         for line in (path.read_text().splitlines() if path.exists() else [])
@@ -86,14 +110,9 @@ def _lines(path: Path, last_step: int) -> list[str]:
     ]
 
 
-def _cut(path: Path, last_step: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in _lines(path, last_step)))
-    partial.replace(path)  # a kill at this moment must not lose the lines of days
-
-
-def _start_wandb(folder: Path, project: str, settings: Mapping[str, Any] | None) -> Any:
+def _start_wandb(
+    folder: epath.Path, local: Path, project: str, settings: Mapping[str, Any] | None
+) -> Any:
     """A run of Weights & Biases, the same one whenever the work folder is the same."""
     try:
         import wandb
@@ -102,10 +121,10 @@ def _start_wandb(folder: Path, project: str, settings: Mapping[str, Any] | None)
             f"wandb_project is {project!r}, but {error.name!r} is missing: pip install wandb, or "
             "leave the setting empty"
         ) from None
-    number = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    number = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     return wandb.init(
         project=project,
-        dir=str(folder),
+        dir=str(local),
         id=number,
         name=folder.name,
         resume="allow",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 
 from kosmos2_jax.errors import TrainingError
 
@@ -31,7 +31,7 @@ class SkippedUpdates:
             self.total += int(values["skipped"])
             self.in_row = int(values["skipped_in_row"])
 
-    def check(self, step: int, batch: Mapping[str, np.ndarray], folder: Path) -> None:
+    def check(self, step: int, batch: Mapping[str, np.ndarray], folder: epath.Path) -> None:
         """Saves the batch of the last update and stops the run if too many were skipped in a row.
 
         A row that ended before its metrics were read is only counted: the run has recovered.
@@ -49,7 +49,8 @@ class SkippedUpdates:
             return
         process = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
         file = folder / f"nonfinite_batch_{step}{process}.npz"
-        np.savez(file, **batch)
+        with file.open("wb") as opened:
+            np.savez(opened, **batch)
         raise TrainingError(
             f"the loss or gradient of the last {self.in_row} updates, up to update {step}, was not "
             f"finite and they were skipped; the last batch is in {file}: look into it, or give "

@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
+
+from etils import epath
 
 from kosmos2_jax.errors import Kosmos2Error
 from kosmos2_jax.training.processes import start_processes
@@ -19,7 +20,7 @@ from kosmos2_jax.training.signals import EXIT_RESTART, Interrupted
 _Run = TypeVar("_Run")
 
 
-def run_story(name: str, settings: type[_Run], story: Callable[[_Run, Path], Any]) -> int:
+def run_story(name: str, settings: type[_Run], story: Callable[[_Run, epath.Path], Any]) -> int:
     """Reads `sys.argv`, joins the other processes if there are any, and runs `story`.
 
     `--debug` is taken off `sys.argv`; with it, errors show where they arose.

@@ -43,5 +43,9 @@ class ReadSoFar:
         for task, (its_examples, its_tokens) in sorted(self.tasks.items()):
             values[f"data/examples/{task}"] = its_examples / examples
             values[f"data/tokens/{task}"] = its_tokens / tokens
-        skipped = {source: self.skips.num_skipped(source) for source in self.skips.sources()}
-        return values | {f"data/skipped/{source}": float(n) for source, n in skipped.items() if n}
+        for source in self.skips.sources():
+            if skipped := self.skips.num_skipped(source):
+                values[f"data/skipped/{source}"] = float(skipped)
+            for reason, n in self.skips.reasons(source).items():
+                values[f"data/reasons/{source}/{reason}"] = float(n)
+        return values

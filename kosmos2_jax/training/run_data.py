@@ -7,28 +7,37 @@ import importlib
 import importlib.util
 from pathlib import Path
 
+from etils import epath
+
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.packed_pipeline import PackedBatches, packed_batches
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding import Kosmos2Vocabulary
+from kosmos2_jax.interop.files import as_path, in_bucket
 from kosmos2_jax.training.processes import WHOLE, DataShard, first_then_others
 from kosmos2_jax.training.run_config import RunConfig
 
 
-def prepare_data(run: RunConfig, workdir: Path) -> tuple[str, Kosmos2Vocabulary]:
+def prepare_data(run: RunConfig, workdir: epath.PathLike) -> tuple[str, Kosmos2Vocabulary]:
     """Makes what is missing of the run's data, on process 0; then registers it on all.
 
     Returns:
       The name of the training mixture, and the vocabulary.
 
     Raises:
-      ConfigError: there is no such module of tasks.
+      ConfigError: there is no such module of tasks, or the data would lie in a bucket.
     """
     ours, own = f"kosmos2_jax.tasks.{run.data.tasks}", run.data.tasks
     module = next(filter(_is_there, (ours, own)), None)
     if module is None:
         raise ConfigError(f"data.tasks names no module: there is neither {ours} nor {own}")
-    folder = Path(run.data.folder) if run.data.folder else workdir / "data"
+    place = as_path(run.data.folder or as_path(workdir) / "data")
+    if in_bucket(place):
+        raise ConfigError(
+            f"the data would lie in {place}, and they are read from disks only; set data.folder to "
+            "a disk that all hosts share"
+        )
+    folder = Path(place)
     prepare = importlib.import_module(module).prepare
     return first_then_others(lambda: prepare(folder, run.data, run.model, run.seed))
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
-from kosmos2_jax.data.features import feature_lengths
+from etils import epath
+
 from kosmos2_jax.errors import ConfigError
-from kosmos2_jax.grounding import Kosmos2Vocabulary
-from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.training.checkpoints import RunCheckpoints
 from kosmos2_jax.training.loss_evaluation import LossEvaluation
 from kosmos2_jax.training.metric_log import MetricLog
@@ -16,7 +14,7 @@ from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.sheets import write_sheets
 from kosmos2_jax.training.state import TrainState, model_params
-from kosmos2_jax.training.task_evaluation import TaskResult, evaluate_tasks
+from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +23,7 @@ class Evaluation:
 
     Attributes:
       run: its settings.
-      model: the contract.
-      vocabulary: of the run.
+      tasks: answers the tasks and scores them.
       log: gets the figures.
       checkpoints: which are told how good each was.
       sheets: folder that gets a folder of pictures for each evaluation, by its update.
@@ -34,11 +31,10 @@ class Evaluation:
     """
 
     run: RunConfig
-    model: Kosmos2Model
-    vocabulary: Kosmos2Vocabulary
+    tasks: TaskEvaluation
     log: MetricLog
     checkpoints: RunCheckpoints
-    sheets: Path
+    sheets: epath.Path
     losses: LossEvaluation | None = None
 
     def __post_init__(self) -> None:
@@ -62,10 +58,7 @@ class Evaluation:
             return {}
         params = model_params(run, state)
         figures = self.losses(params) if self.losses else {}
-        lengths = feature_lengths(run.data.length, run.data.images)
-        results = evaluate_tasks(
-            self.model, params, self.vocabulary, run.evaluation, lengths, limit
-        )
+        results = self.tasks(params, limit)
         figures |= {name: value for r in results.values() for name, value in r.metrics.items()}
         self.log.write(step, {f"eval/{name}": value for name, value in figures.items()})
         if results:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from kosmos2_jax.inference.decoding import GenerationConfig
 from kosmos2_jax.inference.model import Kosmos2Model
+from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.models.lora import with_adapters
 from kosmos2_jax.partitioning import batch_sharding
 from kosmos2_jax.training.groups import ParameterGroups
@@ -87,11 +87,11 @@ def make_run_step(run: RunConfig, mesh: Mesh, num_tasks: int) -> RunStep:
 
 def run_model(run: RunConfig, num_tasks: int = 0) -> Kosmos2Model:
     """The model of a run, answering as its evaluations do."""
-    generation = GenerationConfig(
+    sampling = SamplingConfig(
         max_new_tokens=run.evaluation.max_new_tokens,
         no_repeat_ngram_size=run.no_repeat_ngram_size,
     )
-    return Kosmos2Model(run.model, generation, run.loss_chunk, num_tasks)
+    return Kosmos2Model(run.model, sampling, run.loss_chunk, num_tasks)
 
 
 def batch_shapes(run: RunConfig, rows: NamedSharding | None = None) -> Batch:

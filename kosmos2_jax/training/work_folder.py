@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding import Kosmos2Vocabulary
@@ -23,7 +24,7 @@ from kosmos2_jax.training.state import TrainState, averaged_params, model_params
 RUN_JSON = "run.json"
 
 
-def record_run(run: RunConfig, workdir: Path) -> None:
+def record_run(run: RunConfig, workdir: epath.Path) -> None:
     """Writes the resolved settings; a work folder belongs to one run, on whatever mesh.
 
     Raises:
@@ -32,7 +33,7 @@ def record_run(run: RunConfig, workdir: Path) -> None:
     first_does(lambda: _record(run, workdir / RUN_JSON))
 
 
-def _record(run: RunConfig, path: Path) -> None:
+def _record(run: RunConfig, path: epath.Path) -> None:
     settings = json.loads(json.dumps(dataclasses.asdict(run)))
     if path.exists():
         old = json.loads(path.read_text())
@@ -56,7 +57,7 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
 
 
 def save_model(
-    folder: Path, run: RunConfig, vocabulary: Kosmos2Vocabulary, state: TrainState
+    folder: epath.Path, run: RunConfig, vocabulary: Kosmos2Vocabulary, state: TrainState
 ) -> None:
     """Writes the model of a state in our own checkpoint format, in place of an older one.
 

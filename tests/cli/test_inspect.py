@@ -169,4 +169,6 @@ def test_imported_boxes(folder: Path, capsys, tmp_path: Path):
     )  # fmt: skip
     assert (status, err) == (0, "")
     html = page.read_text()
-    assert "a blue star" in html and html.count('src="data:image/webp') >= 2
+    shown = re.sub("<[^>]*>", "", html)
+    assert "&lt;phrase&gt; a blue star&lt;/phrase&gt;&lt;object&gt;00000036&lt;/object&gt;" in shown
+    assert html.count('src="data:image/webp') >= 2

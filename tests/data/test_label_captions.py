@@ -40,6 +40,7 @@ def test_composed(labels: list[str], caption: str, phrases: list[str] | None) ->
 def test_composed_captions_begin_as_the_prompt_for_them() -> None:
     caption, _ = compose_caption([LabelledBox("dog", BOX)])
     assert caption.startswith(prompts.describe().removeprefix("<grounding>") + " ")
+    assert compose_caption([LabelledBox("dog", BOX)], "")[0] == "a dog."
 
 
 @pytest.mark.parametrize(

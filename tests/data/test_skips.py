@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kosmos2_jax.data.skips import CLIPPED, FILTERED, DataError, Skips
+from kosmos2_jax.data.skips import CLIPPED, FILTERED, DataError, NewReasons, Skips
 from kosmos2_jax.errors import Kosmos2Error
 
 
@@ -78,3 +78,15 @@ def test_a_source_that_keeps_nothing_is_an_error(reason: str) -> None:
     empty.kept("text", 0)
     with pytest.raises(DataError, match="it is empty"):
         empty.check(1.0)
+
+
+def test_a_reason_is_told_once_when_it_comes_first() -> None:
+    skips, reasons = Skips(), NewReasons()
+    skips.kept("captions", 5)
+    assert reasons.lines(skips) == []
+    skips.count("captions", "empty caption", 1200)
+    assert reasons.lines(skips) == ["captions: empty caption (1,200 so far)"]
+    skips.count("captions", "empty caption")
+    skips.count("text", "empty caption")
+    assert reasons.lines(skips) == ["text: empty caption (1 so far)"]
+    assert NewReasons(skips).lines(skips) == reasons.lines(skips) == []

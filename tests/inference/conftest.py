@@ -15,10 +15,10 @@ import sentencepiece
 
 from kosmos2_jax.config import Kosmos2Config, preset
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
-from kosmos2_jax.inference.decoding import GenerationConfig
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.inference.predictor import Predictor
 from kosmos2_jax.inference.prompt_batch import Prompt
+from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.models.kosmos2 import initial_params
 from kosmos2_jax.models.positions import sinusoidal_embedding
 
@@ -135,6 +135,6 @@ def scripted(
         layer["mlp"]["down"]["kernel"][:] = 0
         layer["mlp"]["down"]["kernel"][: len(told)] = 1e6 * embedding[told]
         settings = {"max_new_tokens": 40, "no_repeat_ngram_size": 0, **generation}
-        return Predictor(Kosmos2Model(config, GenerationConfig(**settings)), params, vocabulary)
+        return Predictor(Kosmos2Model(config, SamplingConfig(**settings)), params, vocabulary)
 
     return make

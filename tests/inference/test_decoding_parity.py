@@ -12,14 +12,15 @@ import torch
 
 from kosmos2_jax.config import XPOS, Kosmos2Config, preset
 from kosmos2_jax.inference import decoding
-from kosmos2_jax.inference.decoding import GenerationConfig, generate, prefill
+from kosmos2_jax.inference.decoding import generate, prefill
 from kosmos2_jax.inference.ngram import HUGGING_FACE
 from kosmos2_jax.inference.prompt_batch import Prompt, PromptBatch, batch_prompts
+from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.interop.layout import stack_layers
 from kosmos2_jax.models.kosmos2 import Kosmos2
 
 STEPS = 32
-LIKE_TRANSFORMERS = GenerationConfig(STEPS, 3, HUGGING_FACE)
+LIKE_TRANSFORMERS = SamplingConfig(STEPS, 3, HUGGING_FACE)
 # Text before, between and after pictures, one picture, several, none; ragged lengths.
 RAGGED = (["image", 6], [3, "image", 2, "image", 9], [11], ["image", "image", "image", 1], [1])
 SHAPES = {
@@ -91,7 +92,7 @@ def test_tokens_equal_transformers(shape: str, make_reference, random_prompt):
 def test_blocking_acts_and_can_be_off(make_reference, random_prompt):
     reference = make_reference(SHAPES["wide"])
     batch, prompts = _ragged(reference.config, random_prompt, seed=1)
-    off = GenerationConfig(STEPS, 0, HUGGING_FACE)
+    off = SamplingConfig(STEPS, 0, HUGGING_FACE)
     free = generate(reference.config, reference.params, batch, off)
     blocked = generate(reference.config, reference.params, batch, LIKE_TRANSFORMERS)
     assert np.asarray(free.tokens)[0].tolist() == _theirs(reference.model, prompts[0], 0)[0]
@@ -154,14 +155,14 @@ def _full_logits(config: Kosmos2Config, params, batch) -> np.ndarray:  # noqa: A
 
 def test_prompts_of_one_bucket_share_a_program(make_reference, random_prompt):
     reference = make_reference(SHAPES["wide"])
-    settings = GenerationConfig(4, 3, HUGGING_FACE)
+    settings = SamplingConfig(4, 3, HUGGING_FACE)
 
     def run(*texts: int) -> None:
         prompts = [random_prompt(reference.config, np.random.default_rng(n), [n]) for n in texts]
         batch = batch_prompts(prompts, max_length=128)
         generate(reference.config, reference.params, batch, settings)
 
-    run(5, 20)
+    run(5, 50)
     compiled = decoding._generate._cache_size()
     for text in (1, 17, 40):
         run(text, 63)
@@ -180,7 +181,7 @@ def test_rows_end_at_stop_tokens_and_at_the_longest_length(make_reference, rando
         reference.config.replace(decoder={"max_length": limit}),
         reference.params,
         batch,
-        GenerationConfig(STEPS, 3, HUGGING_FACE, stop_ids=(stop,)),
+        SamplingConfig(STEPS, 3, HUGGING_FACE, stop_ids=(stop,)),
     )
     for row, tokens in enumerate(free.tokens.tolist()):
         tokens = tokens[: free.lengths[row]]

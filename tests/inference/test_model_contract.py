@@ -8,12 +8,12 @@ import pytest
 from scipy.special import log_softmax
 
 from kosmos2_jax.config import preset
-from kosmos2_jax.inference.decoding import GenerationConfig
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.inference.prompt_batch import batch_prompts
+from kosmos2_jax.inference.sampling import SamplingConfig
 
 CONFIG = preset("tiny").replace(vision={"num_layers": 1}, decoder={"num_layers": 1})
-MODEL = Kosmos2Model(CONFIG, GenerationConfig(6))
+MODEL = Kosmos2Model(CONFIG, SamplingConfig(6))
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kosmos2_jax.config import Kosmos2Config, preset
-from kosmos2_jax.inference.decoding import DecodeState, GenerationConfig, choose
+from kosmos2_jax.inference.decoding import DecodeState, advance, new_rows
 from kosmos2_jax.inference.ngram import HUGGING_FACE, OFFICIAL, repeated_ngrams
+from kosmos2_jax.inference.sampling import SamplingConfig, row_settings
 
 PLACES, VOCAB, NEW = 10, 5, 4
 EOS, PAD = 2, 1
@@ -30,63 +30,57 @@ def _blocked(tokens: list[int], size: int) -> set[int]:
     return {v for v in range(VOCAB) if tuple([*tokens, v][-size:]) in ngrams}
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _repeated(history: jax.Array, lengths: jax.Array, size: int) -> jax.Array:
-    return repeated_ngrams(history, lengths, VOCAB, size)
+@jax.jit
+def _repeated(history: jax.Array, lengths: jax.Array, sizes: jax.Array) -> jax.Array:
+    return repeated_ngrams(history, lengths, VOCAB, sizes)
 
 
 @settings(deadline=None, max_examples=200)
-@given(rows_strategy, st.integers(1, 4))
-def test_rule_equals_its_restatement(rows: list[tuple[list[int], int]], size: int):
+@given(rows_strategy, st.lists(st.integers(0, PLACES + 2), min_size=2, max_size=2))
+def test_rule_equals_its_restatement(rows: list[tuple[list[int], int]], sizes: list[int]):
     history = np.array([tokens for tokens, _ in rows], np.int32)
     lengths = np.array([length for _, length in rows], np.int32)
-    blocked = np.asarray(_repeated(history, lengths, size))
-    for row, (tokens, length) in enumerate(rows):
-        assert set(np.flatnonzero(blocked[row])) == _blocked(tokens[:length], size)
-
-
-def test_rule_where_the_buffer_is_shorter_than_the_ngram():
-    blocked = repeated_ngrams(jnp.zeros((1, 2), jnp.int32), jnp.array([2]), VOCAB, 3)
-    assert not blocked.any()
+    blocked = np.asarray(_repeated(history, lengths, np.array(sizes, np.int32)))
+    for row, ((tokens, length), size) in enumerate(zip(rows, sizes, strict=True)):
+        expected = _blocked(tokens[:length], size) if size else set()
+        assert set(np.flatnonzero(blocked[row])) == expected
 
 
 @functools.cache
 def _config() -> Kosmos2Config:
-    return preset("tiny").replace(decoder={"vocab_size": VOCAB + 0, "max_length": PLACES})
+    return preset("tiny").replace(grid_size=0, decoder={"vocab_size": VOCAB, "max_length": PLACES})
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _choose(generation, state, logits, _, is_first):  # noqa: ANN001, ANN202
-    return choose(_config(), generation, state, logits, is_first=is_first)
+@jax.jit
+def _advance(state: DecodeState, logits: jax.Array) -> DecodeState:
+    return advance(_config(), state, logits)
 
 
 @settings(deadline=None, max_examples=150)
 @given(
     rows_strategy,
     st.lists(st.permutations(range(VOCAB)), min_size=2, max_size=2),
-    st.sampled_from([OFFICIAL, HUGGING_FACE]),
+    st.lists(st.sampled_from([OFFICIAL, HUGGING_FACE]), min_size=2, max_size=2),
     st.booleans(),
     st.lists(st.booleans(), min_size=2, max_size=2),
 )
-def test_choice_equals_its_restatement(rows, ranks, variant, is_first, finished):
-    generation = GenerationConfig(NEW, 2, variant, stop_ids=(4,))
-    state = DecodeState(
-        step=jnp.int32(0),
-        history=np.array([tokens for tokens, _ in rows], np.int32),
-        lengths=np.array([length for _, length in rows], np.int32),
-        log_probs=jnp.zeros((2, NEW)),
-        finished=np.array(finished),
-        cache=(),
+def test_choice_equals_its_restatement(rows, ranks, variants, is_first, finished):
+    history = np.array([tokens for tokens, _ in rows], np.int32)
+    lengths = np.array([length for _, length in rows], np.int32)
+    configs = [SamplingConfig(NEW, 2, variant, stop_ids=(4,)) for variant in variants]
+    state = new_rows(_config(), history, lengths, row_settings(configs))
+    state = state._replace(
+        prompt_lengths=lengths - (0 if is_first else 1), finished=np.array(finished)
     )
     logits = np.array(ranks, np.float32)
-    after = jax.device_get(_choose(generation, state, logits, None, is_first))
+    after = jax.device_get(_advance(state, logits))
     for row, (tokens, length) in enumerate(rows):
         tokens = list(tokens)
         if finished[row]:
             assert after.finished[row] and after.lengths[row] == length
-            assert after.history[row].tolist() == tokens and after.log_probs[row, 0] == 0
+            assert after.history[row].tolist() == tokens and not after.log_probs[row].any()
             continue
-        exempt = variant == OFFICIAL and is_first
+        exempt = variants[row] == OFFICIAL and is_first
         banned = {PAD} if exempt else {PAD} | _blocked(tokens[:length], 2)
         allowed = [v for v in range(VOCAB) if v not in banned]
         if not allowed:
@@ -98,4 +92,4 @@ def test_choice_equals_its_restatement(rows, ranks, variant, is_first, finished)
         ended = best == 4 or (best == EOS and not exempt) or length + 1 == PLACES
         assert after.finished[row] == ended
         expected = logits[row, best] - np.log(np.exp(logits[row]).sum())
-        np.testing.assert_allclose(after.log_probs[row, 0], expected, rtol=1e-5)
+        np.testing.assert_allclose(after.log_probs[row, length], expected, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from pathlib import Path
@@ -20,11 +21,13 @@ from kosmos2_jax.errors import (
     Kosmos2Error,
     MarkupError,
 )
-from kosmos2_jax.grounding import Kosmos2Vocabulary, cells_to_box, prompts
-from kosmos2_jax.inference.decoding import GenerationConfig
+from kosmos2_jax.grounding import GroundedText, Kosmos2Vocabulary, Span, cells_to_box, prompts
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.inference.predictor import Predictor
-from kosmos2_jax.inference.reading import Output, box_scores, read_caption
+from kosmos2_jax.inference.questions import Turn
+from kosmos2_jax.inference.reading import box_scores, read_caption
+from kosmos2_jax.inference.requests import Output
+from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.interop import fairseq, hugging_face, orbax_io
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -56,9 +59,14 @@ def test_scores_are_geometric_means_of_two_probabilities(scripted):
     span = predictor.describe(PIXELS).spans[0]
     assert len(span.scores) == 2 and all(0.9 < score <= 1 for score in span.scores)
     # A flat head leaves the same boxes with less certainty.
-    predictor.params["decoder"]["final_norm"]["scale"] /= 2e1
-    flat = predictor.describe(PIXELS).spans[0]
+    decoder = predictor.params["decoder"]
+    norm = {**decoder["final_norm"], "scale": decoder["final_norm"]["scale"] / 2e1}
+    params = {**predictor.params, "decoder": {**decoder, "final_norm": norm}}
+    flat = Predictor(predictor.model, params, predictor.vocabulary).describe(PIXELS).spans[0]
     assert flat.boxes == span.boxes and max(flat.scores) < min(span.scores)
+    assert flat.phrase_score < span.phrase_score <= 1
+    for box, near in zip(flat.scores, flat.marginal_scores, strict=True):
+        assert box < near <= 1
 
 
 def test_detailed_description_is_without_the_instruction(scripted):
@@ -86,9 +94,8 @@ def test_ground_gives_the_phrase_and_stops_after_its_boxes(scripted):
     (span,) = result.spans
     assert (span.text, span.start, span.end, len(span.boxes)) == ("a star", 0, 6, 2)
     assert len(span.scores) == 2
-    output = predictor._ask_about(
-        PIXELS, prompts.ground("a star"), (predictor.vocabulary.end_object_id,)
-    )
+    question = predictor.questions.ground(PIXELS, "a star")
+    (output,) = predictor.stream(question).result()
     assert len(output.ids) == 7 and output.complete
 
 
@@ -146,26 +153,132 @@ def test_a_model_that_has_nothing_to_say(scripted):
     assert (result.text, result.problems) == ("", ("The model wrote nothing.",))
 
 
+def test_lists_streams_and_several_outputs(random_predictor: Predictor):
+    predictor = random_predictor
+    pictures = [PIXELS, 255 - PIXELS, PIXELS[:10]]
+    assert predictor.describe(pictures) == [predictor.describe(picture) for picture in pictures]
+    sampling = SamplingConfig(12, temperature=2.0, num_outputs=3, grammar=True)
+    question = predictor.questions.ask(PIXELS, "what?", grounded=True, sampling=sampling)
+    (answers,) = predictor.answer([question])
+    assert len(set(answers)) == 3
+    handle = predictor.stream(question)
+    pieces = "".join(piece.markup for piece in handle if piece.output == 1)
+    assert question.read(handle.result()[1]) == answers[1]
+    assert pieces == handle.result()[1].markup
+    found = predictor.ground(PIXELS, "a star", SamplingConfig(12, grammar=True))
+    assert found.spans[0].boxes  # the grammar leaves no other way
+
+
+def test_tags_in_a_question_are_text(random_predictor: Predictor):
+    v, question = random_predictor.vocabulary, "is <object> a tag?"
+    asked = random_predictor.questions.ask(None, question).request.prompt
+    assert asked.ids.tolist() == [0, *v.encode(f"Question: {question} Answer:")]
+    assert v.object_id not in asked.ids and not asked.images
+    assert random_predictor.ask(PIXELS, question).text
+    plain = random_predictor.questions.ask(None, "what is it?", grounded=True).request.prompt
+    assert plain.ids.tolist() == [0, *v.encode_markup(prompts.ask("what is it?", grounded=True))]
+
+
+def test_boxes_are_carried_through_a_conversation(random_predictor: Predictor):
+    v = random_predictor.vocabulary
+    answer = GroundedText("a star", (Span("star", 2, 6, (STAR_BOX,)),))
+    again = GroundedText(" what is the star?", (Span("the star", 9, 17, (STAR_BOX,)),))
+    turns = [Turn("what is it?", answer, (PIXELS,)), Turn(again, images=(PIXELS,))]
+    prompt = random_predictor.questions.chat(turns, grounded=True).request.prompt
+    tokens = [v.tokens[token] for token in prompt.ids]
+    assert tokens.count("<object>") == tokens.count("</object>") == 2 == len(prompt.images)
+    assert tokens.count("<grounding>") == 1
+    said = v.decode(prompt.ids[np.flatnonzero(prompt.ids == v.grounding_id)[0] :])
+    assert said.startswith("<grounding> Question: what is it? Answer: a<phrase> star</phrase>")
+    assert f"what is<phrase> the star</phrase>{STAR}? Answer:" in said
+    with pytest.raises(MarkupError, match="every question but the last"):
+        random_predictor.questions.chat([Turn("what?"), Turn("why?")])
+
+
+def test_raw_prompts_hold_demonstrations(random_predictor: Predictor):
+    v, path = random_predictor.vocabulary, PIXELS
+    question = random_predictor.questions.raw(
+        [path, "a red star", path, f"It<phrase> star</phrase>{STAR} is", path, "<grounding>a"]
+    )
+    ids = question.request.prompt.ids.tolist()
+    assert ids.count(v.begin_image_id) == 3 and ids.count(v.object_id) == 1
+    assert question.read(random_predictor.stream(question).result()[0]).text is not None
+
+
+def test_given_vectors_stand_for_tokens_and_pictures(random_predictor: Predictor):
+    """A token's row of the table, and a picture's soft tokens, give what they themselves give."""
+    predictor = random_predictor
+    v, table = predictor.vocabulary, predictor.params["decoder"]["token_embedding"]
+    pixels = predictor.questions.prompt([PIXELS]).images[0]
+    soft = jax.jit(functools.partial(predictor.model.module.apply, method="encode_images"))(
+        {"params": predictor.params}, pixels[None, None]
+    )
+    ids = v.encode("a red star")
+    asked = [
+        [PIXELS, "is", "a red star"],
+        [PIXELS, "is", np.asarray(table)[ids]],
+        ["<image>", np.asarray(soft[0]), "</image>is", np.asarray(table)[ids]],
+    ]
+    sampling = SamplingConfig(8, no_repeat_ngram_size=0)
+    found = predictor.engine.generate(
+        [predictor.questions.raw(segments, sampling).request for segments in asked]
+    )
+    for (output,) in found[1:]:
+        assert output.ids == found[0][0].ids
+        np.testing.assert_allclose(output.log_probs, found[0][0].log_probs, atol=1e-4)
+    with pytest.raises(MarkupError, match="the model takes"):
+        predictor.stream(predictor.questions.raw(["a", np.zeros((2, 3), np.float32)]))
+
+
+def test_scores_and_choices(random_predictor: Predictor):
+    prompt = [PIXELS, "Question: what colour? Answer:"]
+    answers = ["blue", "red star", "blue square"]
+    scores = random_predictor.score(prompt, answers)
+    assert [len(own) for own in scores] == [
+        len(random_predictor.vocabulary.encode(answer)) for answer in answers
+    ]
+    assert random_predictor.choose(prompt, answers) in answers
+    found = random_predictor.top_boxes(PIXELS, " a star ", 5)
+    (span,) = found.spans
+    assert found.text == span.text == "a star" and len(span.boxes) == 5
+    assert list(span.scores) == sorted(span.scores, reverse=True)
+
+
 # Scores --------------------------------------------------------------------------------------
+
+
+def _output(ids: list[int], log_probs: list[float]) -> Output:
+    return Output(tuple(ids), tuple(log_probs), tuple(x / 2 for x in log_probs), "end", "")
 
 
 def test_only_boxes_of_well_formed_objects_have_scores(small_vocabulary: Kosmos2Vocabulary):
     v = small_vocabulary
     ids = v.encode_markup(f"<object><patch_index_0001></object>{STAR}<object><patch_index_0002>")
-    log_probs = [-0.1 * i for i in range(len(ids))]
-    assert box_scores(v, ids, log_probs) == [(STAR_BOX, pytest.approx(math.exp(-0.45)))]
-    two = v.encode_markup(TWO)
-    scores = box_scores(v, two, [-1.0, -2.0, -2.0, -9.0, -4.0, -6.0, -9.0])
-    assert [score for _, score in scores] == [
-        pytest.approx(math.exp(-2)), pytest.approx(math.exp(-5))
-    ]  # fmt: skip
+    output = _output(ids, [-0.1 * i for i in range(len(ids))])
+    (found,) = box_scores(v, output)
+    assert found.box == STAR_BOX and found.phrase_score is None
+    assert found.score == pytest.approx(math.exp(-0.45))
+    assert found.marginal_score == pytest.approx(math.exp(-0.225))
+    two = _output(v.encode_markup(TWO), [-1.0, -2.0, -2.0, -9.0, -4.0, -6.0, -9.0])
+    scores = [entry.score for entry in box_scores(v, two)]
+    assert scores == [pytest.approx(math.exp(-2)), pytest.approx(math.exp(-5))]
+
+
+def test_a_phrase_has_the_mean_probability_of_its_words(small_vocabulary: Kosmos2Vocabulary):
+    v = small_vocabulary
+    ids = v.encode_markup(f"a<phrase> red star</phrase>{STAR}")
+    first, last = ids.index(v.phrase_id) + 1, ids.index(v.end_phrase_id)
+    log_probs = [-9.0] * len(ids)
+    log_probs[first:last] = [-0.5] * (last - first - 1) + [-0.1]
+    expected = math.exp(-(0.5 * (last - first - 1) + 0.1) / (last - first))
+    (found,) = box_scores(v, _output(ids, log_probs))
+    assert found.phrase_score == pytest.approx(expected)
 
 
 def test_a_tag_spelled_in_letters_has_no_score(assets: Path):
     v = Kosmos2Vocabulary(assets / "tokenizer" / "sentencepiece.bpe.model")
     ids = v.encode("x<object><patch_index_0001><patch_index_0099></object>")
-    output = Output(tuple(ids), (0.0,) * len(ids), True)
-    result = read_caption(v, output, "", grounded=True)
+    result = read_caption(v, _output(ids, [0.0] * len(ids)), "", grounded=True)
     assert [span.scores for span in result.spans] == [()]
 
 
@@ -176,7 +289,7 @@ def test_a_tag_spelled_in_letters_has_no_score(assets: Path):
 def random_predictor(small_config, small_vocabulary, random_params) -> Predictor:
     """A model with random values: whatever it writes depends on every pixel."""
     params = random_params(small_config)
-    return Predictor(Kosmos2Model(small_config, GenerationConfig(12)), params, small_vocabulary)
+    return Predictor(Kosmos2Model(small_config, SamplingConfig(12)), params, small_vocabulary)
 
 
 def test_every_form_of_a_picture_gives_the_same(random_predictor: Predictor, tmp_path: Path):
@@ -186,8 +299,8 @@ def test_every_form_of_a_picture_gives_the_same(random_predictor: Predictor, tmp
     forms = [PIXELS, image, data, tmp_path / "a.png", str(tmp_path / "a.png"), io.BytesIO(data)]
     results = [random_predictor.describe(form) for form in forms]
     assert all(result == results[0] for result in results)
-    prompt = prompts.describe()
-    first, other = (random_predictor._ask_about(p, prompt) for p in (PIXELS, 255 - PIXELS))
+    questions = [random_predictor.questions.describe(p) for p in (PIXELS, 255 - PIXELS)]
+    first, other = (random_predictor.stream(q).result()[0] for q in questions)
     assert first.log_probs != other.log_probs
 
 
@@ -231,7 +344,7 @@ def test_all_formats_give_the_same_predictor(random_predictor: Predictor, tmp_pa
         loaded = kosmos2_jax.Predictor.from_pretrained(
             tmp_path / path, max_new_tokens=12, progress=read.append
         )
-        assert loaded.model.generation == GenerationConfig(12)
+        assert loaded.model.sampling == SamplingConfig(12)
         assert loaded.describe(PIXELS).text == expected.text
         np.testing.assert_array_equal(
             loaded.params["decoder"]["token_embedding"],
@@ -256,7 +369,7 @@ def test_no_repeated_ngrams_as_the_checkpoint_says(random_predictor: Predictor, 
     arguments = (predictor.params, predictor.config, predictor.vocabulary)
     orbax_io.save_folder(folder, *arguments, generation={"no_repeat_ngram_size": 0})
     loaded = Predictor.from_pretrained(folder)
-    assert loaded.model.generation == GenerationConfig(no_repeat_ngram_size=0)
+    assert loaded.model.sampling == SamplingConfig(no_repeat_ngram_size=0)
 
 
 # Bad input -----------------------------------------------------------------------------------
@@ -267,7 +380,6 @@ def test_no_repeated_ngrams_as_the_checkpoint_says(random_predictor: Predictor, 
     [
         (lambda p: p.ground(PIXELS, "a <object>dog"), MarkupError, "<object>"),
         (lambda p: p.ground(PIXELS, " "), MarkupError, "empty"),
-        (lambda p: p.ask(PIXELS, "is <grounding> a tag?"), MarkupError, "<grounding>"),
         (lambda p: p.ask(PIXELS, ""), MarkupError, "empty"),
         (lambda p: p.ask(PIXELS, "why? " * 100), MarkupError, "shorten"),
         (lambda p: p.refer(PIXELS, (0.5, 0.0, 0.1, 1.0)), BoxError, "reversed"),
@@ -284,7 +396,7 @@ def test_a_model_without_locations(small_config, small_vocabulary, random_params
     vocabulary = Kosmos2Vocabulary(small_vocabulary.model_file, grid_size=0)
     config = small_config.replace(grid_size=0, decoder={"vocab_size": vocabulary.vocab_size})
     params = random_params(config)
-    predictor = Predictor(Kosmos2Model(config, GenerationConfig(3)), params, vocabulary)
+    predictor = Predictor(Kosmos2Model(config, SamplingConfig(3)), params, vocabulary)
     assert predictor.describe(PIXELS).text.startswith("An image of")
     assert not predictor.ask(PIXELS, "what?").spans
     for task in (
@@ -307,4 +419,4 @@ def test_a_vocabulary_of_another_size_is_refused(random_predictor: Predictor):
 )
 def test_generation_settings_are_checked(values: dict):
     with pytest.raises(Kosmos2Error, match=next(iter(values))):
-        GenerationConfig(**values)
+        SamplingConfig(**values)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kosmos2_jax.inference.decoding import GenerationConfig
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.inference.prompt_batch import PromptBatch
+from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.interop import fairseq, hugging_face, orbax_io
 from kosmos2_jax.interop.convert import load
 from kosmos2_jax.interop.layout import flatten, pad_vocabulary
@@ -105,7 +105,7 @@ def test_padding_is_never_written_even_where_its_scores_would_be_best(models, tr
         tree["decoder"]["token_embedding"] = jnp.abs(tree["decoder"]["token_embedding"])
     tokens = np.array([[0, 5, 6]], np.int32)
     prompts = PromptBatch(tokens, np.array([3], np.int32), np.full_like(tokens, -1), None)
-    generation = GenerationConfig(max_new_tokens=4)
+    generation = SamplingConfig(max_new_tokens=4)
     ours = plain.generate(spoilt[0], prompts, generation)
     theirs = padded.generate(spoilt[1], prompts, generation)
     np.testing.assert_array_equal(theirs.tokens, ours.tokens)

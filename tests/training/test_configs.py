@@ -51,7 +51,7 @@ def gin_run(parse: Any, name: str, *more: str, program: type = RunConfig) -> Any
     folder = "MODEL_DIR" if program is RunConfig else "EVAL_OUTPUT_DIR"
     files = (f"--gin_file=configs/gin/{name}.gin", f"--gin.{folder}='w'")
     command = parse(*files, *more, program=program)
-    assert command.workdir == Path("w")
+    assert command.workdir == Path("w").absolute()
     return command.run
 
 

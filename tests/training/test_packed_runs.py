@@ -166,7 +166,7 @@ def test_what_a_run_tells_of_itself(folder, tmp_path):
     assert [evaluated[name] for name in names] == pytest.approx([float(loss)] * 2, rel=1e-5)
 
 
-def test_a_bad_source_stops_the_run(folder, tmp_path, monkeypatch):
+def test_a_bad_source_stops_the_run(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trainer, "MIN_EXAMPLES_TO_STOP", 10)
     documents = [prepared.document("caption", n) for n in range(40)]
     documents[::10] = [prepared.document("caption", 0, images=()) for _ in range(4)]
@@ -179,7 +179,10 @@ def test_a_bad_source_stops_the_run(folder, tmp_path, monkeypatch):
     )
     with pytest.raises(DataError, match="of source 'caption source' had to be skipped"):
         trainer.train(run, tmp_path / "run")
-    assert data_lines(tmp_path / "run")[-1]["data/skipped/caption source"] > 0
+    skipped = data_lines(tmp_path / "run")[-1]["data/skipped/caption source"]
+    reason = "caption without exactly one picture"
+    assert data_lines(tmp_path / "run")[-1][f"data/reasons/caption source/{reason}"] == skipped > 0
+    assert capsys.readouterr().err.count(f"data: caption source: {reason} (") == 1
     with pytest.raises(DataError, match="laoin' holds no prepared source"):
         trainer.train(
             dataclasses.replace(

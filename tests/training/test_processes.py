@@ -1,9 +1,10 @@
-"""Several processes that train one model: the same curve, stops and deaths, and going on alone."""
+"""Several processes that train one model as one would, in good days and in bad ones."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -44,24 +45,57 @@ def get_config(folder):
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, total_steps=UPDATES),
         data=DataConfig(
-            tasks="mixtures", folder=folder, rates={"text": 1.0, "captions": 1.0}, batch_size=16,
+            tasks="told", folder=folder, rates={"text": 1.0, "captions": 1.0}, batch_size=16,
             length=72, images=4, pack=True, streams=2, shuffle_buffer=8,
+        ),
+        # Two batches, the second of them of two examples, which one process reads alone.
+        evaluation=EvaluationConfig(
+            ("told",), every=3, quick_examples=10, examples=10, batch_size=6, max_new_tokens=4,
+            loss_mixture="captions", loss_split="test", loss_rows=16,
         ),
         mesh={"data": 2, "fsdp": -1},
         log_every=1,
         checkpoint_every=3,
     ))
 """.replace("UPDATES", str(UPDATES))
+# The captions as a task that is measured, too.
+TOLD = """
+import seqio
+
+from kosmos2_jax.tasks import mixtures
+
+
+def letters(targets, predictions):
+    return {"letters": sum(map(len, predictions)), "examples": len(predictions)}
+
+
+def prepare(folder, data, model, seed):
+    prepared = mixtures.prepare(folder, data, model, seed)
+    task = seqio.TaskRegistry.get("captions")
+    seqio.TaskRegistry.add(
+        "told",
+        source=task.source,
+        preprocessors=task.preprocessors,
+        output_features=task.output_features,
+        postprocess_fn=lambda text, example=None, is_target=False: text,
+        metric_fns=[letters],
+    )
+    return prepared
+"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared data and the run's configuration, `run.py`."""
+    """Prepared data, the run's configuration, `run.py`, and its tasks, `told.py`."""
     folder = tmp_path_factory.mktemp("prepared")
     sentences = [f"a {prepared.words(n, 6)} and Question: Answer: It is the ." for n in range(40)]
     train_sentencepiece(sentences, folder / "sentencepiece.bpe.model", 80)
     (folder / "run.py").write_text(CONFIG)
-    return prepared.write_all(folder, 64, ("text", "captions"))
+    (folder / "told.py").write_text(TOLD)
+    prepared.write_all(folder, 64, ("text", "captions"))
+    for file in (folder / "captions").rglob("train*"):
+        shutil.copy(file, file.with_name(file.name.replace("train", "test")))
+    return folder
 
 
 def free_port() -> int:
@@ -85,7 +119,7 @@ def start(
         command += [f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}"]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
         "XLA_FLAGS": devices_flag(devices),
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
@@ -115,10 +149,20 @@ def said(workdir: Path) -> str:
 
 def curve(workdir: Path) -> list[tuple[int, float, float]]:
     """(update, loss, gradient norm) of each update."""
-    file = workdir / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    rows = [row for row in lines(workdir) if "train/loss" in row]
     return [(row["step"], row["train/loss"], row["train/gradient_norm"]) for row in rows]
+
+
+def evaluated(workdir: Path, step: int) -> dict[str, float]:
+    """Figures of the evaluation after an update."""
+    (row,) = (row for row in lines(workdir) if row["step"] == step and "eval/loss" in row)
+    return row
+
+
+def lines(workdir: Path) -> list[dict[str, float]]:
+    file = workdir / "metrics.jsonl"
+    texts = file.read_text().splitlines() if file.exists() else []
+    return [json.loads(text) for text in texts if text.endswith("}")]
 
 
 def checkpoints(workdir: Path) -> list[int]:
@@ -129,9 +173,7 @@ def checkpoints(workdir: Path) -> list[int]:
 @pytest.mark.timeout(900)
 def test_two_processes_train_as_one_and_one_goes_on_alone(folder, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    (process,) = start(folder, alone, 1, devices=8)
-    assert process.wait() == 0, said(alone)
-    assert len(curve(alone)) == UPDATES
+    (lonely,) = start(folder, alone, 1, devices=8)  # meanwhile
 
     # A signal to one of them: both save after the same update and can be started again.
     both = start(folder, together, 2, devices=4)
@@ -153,11 +195,21 @@ def test_two_processes_train_as_one_and_one_goes_on_alone(folder, tmp_path):
     assert time.monotonic() - dead < 60
     assert f"going on from update {stopped}\n" in said(together)
 
+    assert lonely.wait() == 0, said(alone)
+    assert len(curve(alone)) == UPDATES
+
     # Half as many devices, and one process, which takes over the data of both.
     (process,) = start(folder, together, 1, devices=4)
     assert process.wait() == 0, said(together)
     found, expected = np.array(curve(together)), np.array(curve(alone))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # Two processes answered the first of these, each its share of the examples.
+    for step in (3, UPDATES):
+        ours, theirs = evaluated(together, step), evaluated(alone, step)
+        assert ours["eval/examples"] == 10
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    sheets = [workdir / "sheets" / "0000003" / "told.png" for workdir in (together, alone)]
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
     for ours, theirs in zip(*(leaves(workdir) for workdir in (together, alone)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
@@ -227,22 +279,19 @@ assert heard == [None] * 4 + [signal.SIGTERM] * 3, heard
 print("all is well", flush=True)
 
 def main():
-    if sys.argv[3:]:
-        # Process 1 waits for an answer of process 0, which is gone.
-        return len(processes.gather("still there?")) if number else 3
-    return 0
+    # Process 1 waits for an answer of process 0, which is gone.
+    return len(processes.gather("still there?")) if number else 3
 
 processes.run_program(main)
 """
 
 
-def talk(*arguments: str) -> list[tuple[int, str]]:
-    """Runs `MESSAGES` in two processes: exit status of each, and what it said."""
+def test_processes_agree_on_everything_and_none_waits_for_one_that_failed():
     command = [sys.executable, "-c", MESSAGES, f"localhost:{free_port()}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": devices_flag(4)}
     both = [
         subprocess.Popen(
-            [*command, str(number), *arguments],
+            [*command, str(number)],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -251,18 +300,10 @@ def talk(*arguments: str) -> list[tuple[int, str]]:
         )
         for number in range(2)
     ]
-    return [(process.communicate(timeout=300)[0], process.returncode)[::-1] for process in both]
-
-
-def test_processes_agree_on_everything():
-    for status, text in talk():
-        assert status == 0, text
-        assert "all is well" in text
-
-
-def test_one_that_fails_does_not_wait_nor_do_the_others():
-    begun = time.monotonic()
-    (first, text), (second, _) = talk("fail")
-    assert first == 3, text
-    assert second not in (0, 3)
-    assert time.monotonic() - begun < 60
+    first = both[0].communicate(timeout=300)[0]
+    failed = time.monotonic()
+    second = both[1].communicate(timeout=300)[0]
+    assert time.monotonic() - failed < 60
+    assert both[0].returncode == 3, first
+    assert both[1].returncode not in (0, 3), second
+    assert "all is well" in first and "all is well" in second

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_a_setting_is_replaced_and_typed(command_line):
     )
     assert command.run.optimizer.learning_rate == 0.5
     assert command.run.model.decoder.num_layers == 2
-    assert str(command.workdir) == "somewhere"
+    assert command.workdir == Path("somewhere").absolute()
 
 
 def test_every_axis_of_the_mesh_can_be_set_whatever_the_file_names(command_line):
@@ -131,9 +132,9 @@ def test_processes_find_each_other_or_are_told(command_line):
         command_line(*quick, *told[:2])
 
 
-def test_a_bucket_is_not_taken_for_a_folder(command_line):
-    with pytest.raises(ConfigError, match="gs://bucket/run is in a bucket.*mount it"):
-        command_line("--config=configs/quickstart.py", "--workdir=gs://bucket/run")
+def test_only_disks_and_buckets_are_work_folders(command_line):
+    with pytest.raises(ConfigError, match="s3://bucket/run is neither a folder nor gs://"):
+        command_line("--config=configs/quickstart.py", "--workdir=s3://bucket/run")
 
 
 def test_a_missing_file_or_folder_is_named(command_line):

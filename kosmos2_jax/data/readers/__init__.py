@@ -111,7 +111,7 @@ FORMATS = {
     ),
     "captions": Format(
         captions.read_img2dataset,
-        captions.Img2datasetOptions,
+        captions.PairOptions,
         _find_img2dataset,
         "pictures with captions: tars, parquet files or folders of img2dataset",
         "captions laion/*.tar --out data/laion --image-mode short",

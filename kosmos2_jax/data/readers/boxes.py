@@ -18,7 +18,7 @@ from etils import epath
 
 from kosmos2_jax.data.chance import chance
 from kosmos2_jax.data.documents import Document
-from kosmos2_jax.data.label_captions import LabelledBox, compose_caption, find_labels
+from kosmos2_jax.data.label_captions import OPENING, LabelledBox, compose_caption, find_labels
 from kosmos2_jax.data.readers import files
 from kosmos2_jax.data.readers.base import Note, Reading, clean_line, option
 from kosmos2_jax.data.readers.captions import checked_picture
@@ -44,6 +44,7 @@ class BoxOptions:
         "share of the pictures to take, by their names, for splits of one file: 0:0.9 for "
         "training and 0.9:1 for validation have no picture in common",
     )
+    opening: str = option(OPENING, "words that captions begin with which are composed of labels")
 
     def __post_init__(self) -> None:
         _bounds(self.part)
@@ -204,7 +205,7 @@ def grounded_document(
     boxes = read_boxes(picture.boxes, functools.partial(_scaled, size=size), reading.note)
     if not boxes:
         raise Unusable("no usable label")
-    text, annotations = _captioned(picture.captions, boxes, reading.note)
+    text, annotations = _captioned(picture.captions, boxes, options.opening, reading.note)
     caption = clean_line(text, "caption", reading.note)
     annotations = parse_annotations(annotations, caption, reading.note)
     if not annotations:
@@ -258,7 +259,7 @@ def _scaled(box: LabelledBox, size: tuple[float, float]) -> LabelledBox:
 
 
 def _captioned(
-    captions: Sequence[str], boxes: Sequence[LabelledBox], note: Note
+    captions: Sequence[str], boxes: Sequence[LabelledBox], opening: str, note: Note
 ) -> tuple[str, list[Annotation]]:
     """The caption that names most boxes and where, or a composed one."""
     tries = [(caption, *find_labels(caption, boxes)) for caption in captions if caption.strip()]
@@ -269,4 +270,4 @@ def _captioned(
                 note(f"{CLIPPED}dropped: label is not in the caption")
             return caption, annotations
         note(f"{CLIPPED}caption names no label, so one is composed of them")
-    return compose_caption(boxes)
+    return compose_caption(boxes, opening)

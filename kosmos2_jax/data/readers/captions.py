@@ -7,6 +7,7 @@ of odd captions, `base.clean_line` says.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -42,10 +43,24 @@ _PERSON_TAG = re.compile(r"<[A-Z]+>")
 
 @dataclasses.dataclass(frozen=True)
 class Img2datasetOptions:
-    """Settings of `read_img2dataset`."""
+    """Where img2dataset's output has captions and pictures."""
 
     caption_field: str = option("caption", "field or column that holds the caption")
     image_column: str = option("jpg", "parquet column that holds the picture (--encode_format)")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairOptions(Img2datasetOptions):
+    """Settings of `read_img2dataset`."""
+
+    keep: str = option(
+        "", "fields or columns to keep beside the caption, with commas between: url,id"
+    )
+
+    @property
+    def kept(self) -> list[str]:
+        """The names in `keep`."""
+        return [name.strip() for name in self.keep.split(",") if name.strip()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +108,10 @@ def _shards_in(folder: str) -> list[str]:
 
 
 def img2dataset_pairs(
-    path: str, options: Img2datasetOptions, columns: Sequence[str] = ()
+    path: str,
+    options: Img2datasetOptions,
+    columns: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> Iterator[tuple[str, Any]]:
     """Yields a key and a function that gives the `RawPair`, for each example of a shard.
 
@@ -101,10 +119,11 @@ def img2dataset_pairs(
       path: a tar file, a parquet file, or a folder of samples.
       options: where captions and pictures are.
       columns: further columns that a parquet file must have.
+      optional: further columns that are read if it has them.
     """
     if path.endswith(".parquet"):
         required = [options.caption_field, options.image_column, *columns]
-        extra = ("status", "original_width", "original_height")
+        extra = ("status", "original_width", "original_height", *optional)
         for key, row in files.parquet_rows(path, required, extra):
             yield key, row if isinstance(row, Unusable) else partial(_pair_of_row, row, options)
         return
@@ -134,7 +153,7 @@ def _pair_of_sample(sample: files.Sample, options: Img2datasetOptions) -> RawPai
 
 
 def read_img2dataset(
-    path: str, reading: Reading, options: Img2datasetOptions = Img2datasetOptions()
+    path: str, reading: Reading, options: PairOptions = PairOptions()
 ) -> Iterator[Document]:
     """Yields the pairs of a shard of img2dataset: webdataset tar, parquet, or folder of files."""
 
@@ -142,9 +161,24 @@ def read_img2dataset(
         raw = pair()
         caption = parse_caption(string(raw.metadata, options.caption_field), reading.note)
         image, _, _ = checked_picture(raw.encoded, reading.pictures)
-        yield reading.document("caption", key, {"caption": caption}, image)
+        content: dict[str, Any] = {"caption": caption}
+        if options.kept:
+            content["metadata"] = _known(raw.metadata, options.kept)
+        yield reading.document("caption", key, content, image)
 
-    return reading.documents(img2dataset_pairs(path, options), parse)
+    return reading.documents(img2dataset_pairs(path, options, (), options.kept), parse)
+
+
+def _known(metadata: dict[str, Any], names: Sequence[str]) -> dict[str, str | int | float]:
+    """The text and the finite numbers among these fields."""
+    known: dict[str, str | int | float] = {}
+    for name in names:
+        value = metadata.get(name)
+        if isinstance(value, str):
+            known[name] = value.encode("utf-8", "replace").decode()
+        elif isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+            known[name] = value
+    return known
 
 
 def parse_caption(text: str, note: Note) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from kosmos2_jax.data import document_files
+from kosmos2_jax.data import document_files, prepare, prepare_beam
 from kosmos2_jax.data.documents import Document, from_tf_example
 from kosmos2_jax.data.readers import FORMATS
 
@@ -57,6 +58,25 @@ def test_examples_in_the_help_are_accepted(name: str) -> None:
     assert done.returncode == (0 if name == "tfds" else 1)
     assert name == "tfds" or "check how it is spelt" in done.stderr
     assert len(done.stderr.splitlines()) <= 1
+
+
+def test_reasons_are_told_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare_beam, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(prepare_beam, "_SECONDS_BETWEEN_LINES", 0.02)
+    lines = [json.dumps({"text": f"document {i}"}) for i in range(100)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{", "{", ""]))
+    plan = prepare.make_plan("jsonl", [str(tmp_path)], str(tmp_path / "out"), num_shards=1)
+    told = ""
+    with prepare_beam.progress_lines(plan, 0.05):
+        prepare.convert_all(plan)
+        ends = time.monotonic() + 60
+        while "1/1 shards" not in told and time.monotonic() < ends:
+            time.sleep(0.01)
+            told += capsys.readouterr().err
+    assert len(re.findall(r"^out: not JSON \(\d so far\)$", told, re.MULTILINE)) == 1
+    assert re.search(r"1/1 shards, 100 documents, 2 skipped, .* \(not JSON: 2\)\n", told)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,198 @@
+"""Readers of benchmarks as they are published, and the table of them.
+
+A reader takes the folder that a benchmark was downloaded into and gives the records of a split and
+the examples that are lost. It needs neither TensorFlow nor JAX, and opens no picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from kosmos2_jax.data.benchmarks import (
+    captions,
+    flickr30k,
+    imagenet,
+    language,
+    picture_choices,
+    questions,
+    refcoco,
+)
+from kosmos2_jax.data.benchmarks.reading import Reading
+from kosmos2_jax.data.skips import DataError
+
+_COCO = "https://cocodataset.org/#download"
+_MDETR = "https://zenodo.org/record/4729015 (mdetr_annotations.tar.gz)"
+_KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+_FLICKR = "https://shannon.cs.illinois.edu/DenotationGraph/ (pictures, on request)"
+_SUPERGLUE = "https://super.gluebenchmark.com/tasks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A benchmark.
+
+    Attributes:
+      summary: what it is, in a line.
+      source: where its files come from.
+      splits: those that can be read, the usual one first.
+      files: `split` to the files and folders that it needs, below the folder of the download.
+      read: `(folder, split)` to its records.
+    """
+
+    summary: str
+    source: str
+    splits: tuple[str, ...]
+    files: Callable[[str], tuple[str, ...]]
+    read: Callable[[Path, str], Reading]
+
+    def missing(self, folder: Path, split: str) -> list[str]:
+        """Returns the files and folders that are not there.
+
+        Raises:
+          DataError: there is no such split.
+        """
+        if split not in self.splits:
+            raise DataError(f"There is no split {split!r}: use one of {', '.join(self.splits)}.")
+        return [name for name in self.files(split) if not (folder / name).exists()]
+
+
+def _language(task: str, summary: str, source: str) -> Benchmark:
+    names = language.PIQA_FILES if task == "piqa" else (language.FILES[task],)
+    split = "test" if task in ("winograd", "storycloze") else "val"
+    return Benchmark(
+        summary,
+        source,
+        (split,),
+        lambda split: names,
+        lambda folder, split: language.read(task, folder),
+    )
+
+
+def _referring(name: str, title: str) -> Benchmark:
+    return Benchmark(
+        f"referring expression comprehension on {title}, MDETR's JSON",
+        f"{_MDETR}; train2014: {_COCO}",
+        refcoco.SETS[name],
+        partial(refcoco.comprehension_files, name),
+        partial(refcoco.read_comprehension, name),
+    )
+
+
+BENCHMARKS = {
+    "flickr30k_grounding": Benchmark(
+        "phrase grounding on Flickr30k Entities, phrases as MDETR lists them",
+        f"https://github.com/BryanPlummer/flickr30k_entities; {_MDETR}; {_FLICKR}",
+        ("test", "val"),
+        flickr30k.files,
+        flickr30k.read,
+    ),
+    "refcoco": _referring("refcoco", "RefCOCO"),
+    "refcoco_plus": _referring("refcoco+", "RefCOCO+"),
+    "refcocog": _referring("refcocog", "RefCOCOg"),
+    "refcocog_generation": Benchmark(
+        "referring expression generation on RefCOCOg, the refer toolkit's files",
+        f"https://github.com/lichengunc/refer; train2014: {_COCO}",
+        refcoco.SETS["refcocog"],
+        partial(refcoco.generation_files, "refcocog"),
+        partial(refcoco.read_generation, "refcocog"),
+    ),
+    "flickr30k_captions": Benchmark(
+        "captions of Flickr30k, Karpathy's split",
+        f"{_KARPATHY}; {_FLICKR}",
+        ("test", "val"),
+        partial(captions.karpathy_files, "flickr30k"),
+        partial(captions.read_karpathy, "flickr30k"),
+    ),
+    "coco_captions": Benchmark(
+        "captions of COCO, Karpathy's split",
+        f"{_KARPATHY}; val2014: {_COCO}",
+        ("test", "val"),
+        partial(captions.karpathy_files, "coco"),
+        partial(captions.read_karpathy, "coco"),
+    ),
+    "coco_val_captions": Benchmark(
+        "captions of COCO, its own validation sets",
+        _COCO,
+        ("val2014", "val2017"),
+        captions.coco_files,
+        captions.read_coco,
+    ),
+    "vqav2": Benchmark(
+        "questions of VQAv2",
+        f"https://visualqa.org/download.html; pictures: {_COCO}",
+        questions.VQA_SPLITS,
+        questions.vqa_files,
+        questions.read_vqa,
+    ),
+    "vizwiz": Benchmark(
+        "questions of blind people, VizWiz-VQA",
+        "https://vizwiz.org/tasks-and-datasets/vqa/",
+        questions.VIZWIZ_SPLITS,
+        questions.vizwiz_files,
+        questions.read_vizwiz,
+    ),
+    "websrc": Benchmark(
+        "questions about web pages, WebSRC",
+        "https://x-lance.github.io/WebSRC/",
+        questions.WEBSRC_SPLITS,
+        questions.websrc_files,
+        questions.read_websrc,
+    ),
+    "seed_bench": Benchmark(
+        "choices about pictures, SEED-Bench dimensions 1 to 9",
+        "https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
+        ("test",),
+        lambda split: picture_choices.SEED_FILES,
+        lambda folder, split: picture_choices.read_seed_bench(folder),
+    ),
+    "hateful_memes": Benchmark(
+        "yes or no about memes, HatefulMemes",
+        "https://ai.meta.com/tools/hatefulmemes/",
+        tuple(picture_choices.HATEFUL_MEMES_FILES),
+        lambda split: ("img", picture_choices.HATEFUL_MEMES_FILES[split]),
+        picture_choices.read_hateful_memes,
+    ),
+    "rendered_sst2": Benchmark(
+        "sentiment of sentences drawn as pictures, Rendered SST-2",
+        "https://openaipublic.azureedge.net/clip/data/rendered-sst2.tgz",
+        ("test", "valid"),
+        picture_choices.sst2_files,
+        picture_choices.read_rendered_sst2,
+    ),
+    "imagenet": Benchmark(
+        "names of pictures, ImageNet's validation set",
+        "https://www.kaggle.com/c/imagenet-object-localization-challenge/data",
+        ("val",),
+        lambda split: imagenet.FILES,
+        lambda folder, split: imagenet.read(folder),
+    ),
+    "hellaswag": _language(
+        "hellaswag",
+        "how a scene goes on, HellaSwag",
+        "https://github.com/rowanz/hellaswag/tree/master/data",
+    ),
+    "piqa": _language(
+        "piqa",
+        "how to do things, PIQA",
+        "https://yonatanbisk.com/piqa/data/ (physicaliqa-train-dev)",
+    ),
+    "boolq": _language("boolq", "yes or no about a passage, BoolQ", f"{_SUPERGLUE} (BoolQ.zip)"),
+    "cb": _language("cb", "what follows from a text, CommitmentBank", f"{_SUPERGLUE} (CB.zip)"),
+    "copa": _language("copa", "causes and effects, COPA", f"{_SUPERGLUE} (COPA.zip)"),
+    "winograd": _language(
+        "winograd",
+        "whom a pronoun means, the Winograd Schema Challenge (WSC273)",
+        "https://cs.nyu.edu/~davise/papers/WinogradSchemas/WSCollection.xml",
+    ),
+    "winogrande": _language(
+        "winogrande", "whom a gap means, Winogrande", "https://winogrande.allenai.org/ (dev.jsonl)"
+    ),
+    "storycloze": _language(
+        "storycloze",
+        "how a story ends, Story Cloze of spring 2016",
+        "https://cs.rochester.edu/nlp/rocstories/ (on request)",
+    ),
+}

@@ -1,0 +1,107 @@
+"""Measures `kosmos2 grit build`: the same pairs with one process and with several.
+
+    python tools/benchmark_grit.py --pairs 20000 --processes 2
+
+Pictures are noise of 320x240, captions one of some sentences, boxes from a file: what is measured
+is all but the detector. The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kosmos2_jax import build_grit
+
+CAPTIONS = (
+    "a dog in a field of flowers",
+    "two children with a red ball on the beach",
+    "a small white boat beside a wooden house with a blue door",
+    "the old man in a black coat next to a bicycle",
+)
+_TARS = 8
+_PICTURES = 32
+
+
+def main() -> None:
+    """Makes pairs, builds them twice, prints seconds and how they compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=20_000, help="how many (%(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="to compare with one (%(default)s)"
+    )
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_pairs(Path(folder), args.pairs)
+        seconds = {n: build(Path(folder), n) for n in (1, args.processes)}
+    figures = {
+        "pairs": args.pairs,
+        "processes": args.processes,
+        "seconds_of_one": round(seconds[1], 1),
+        "seconds": round(seconds[args.processes], 1),
+        "times_as_fast": round(seconds[1] / seconds[args.processes], 2),
+        "pairs_per_second": round(args.pairs / seconds[args.processes]),
+    }
+    print(json.dumps(figures))
+
+
+def make_pairs(folder: Path, count: int) -> None:
+    """Writes tars of img2dataset and a file of boxes."""
+    rng = np.random.default_rng(0)
+    pictures = [_picture(rng) for _ in range(_PICTURES)]
+    with open(folder / "boxes.jsonl", "w") as boxes:
+        for number in range(_TARS):
+            with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+                for index in range(number, count, _TARS):
+                    key, caption = f"{index:09d}", CAPTIONS[index % len(CAPTIONS)]
+                    metadata = json.dumps({"caption": caption, "url": f"http://x/{key}"})
+                    _add(tar, f"{key}.jpg", pictures[index % _PICTURES])
+                    _add(tar, f"{key}.json", metadata.encode())
+                    found = [{"phrase": "a dog", "box": [0.1, 0.1, 0.6, 0.9], "score": 0.9}]
+                    print(
+                        json.dumps({"key": f"{number:05d}.tar:{key}", "boxes": found}), file=boxes
+                    )
+
+
+def _picture(rng: np.random.Generator) -> bytes:
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
+    stream = io.BytesIO()
+    coarse.resize((320, 240), Image.Resampling.BICUBIC).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def build(folder: Path, processes: int) -> float:
+    """Builds all pairs; gives the seconds it took."""
+    words = [
+        "build", "captions", str(folder / "*.tar"), "--out", str(folder / f"out{processes}"),
+        "--detector", "boxes", "--model", str(folder / "boxes.jsonl"), "--shards", "16",
+        "--image-mode", "short", "--processes", str(processes),
+    ]  # fmt: skip
+    began = time.monotonic()
+    with contextlib.redirect_stdout(sys.stderr):
+        status = build_grit.main(words)
+    if status:
+        sys.exit(status)
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    main()
