@@ -131,6 +131,7 @@ def _answer(
             args.model,
             args.tokenizer,
             max_new_tokens=args.max_new_tokens,
+            quantization=args.quantization,
             progress=lambda done: say(f"reading {args.model}: {done / 1e9:.1f} GB"),
         )
         say("looking at the picture")
@@ -282,6 +283,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=positive, default=128, metavar="N",
         help="longest answer in tokens (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quantization", choices=("none", "int8"), default="none",
+        help="int8: a quarter of the memory, and sooner on a CPU",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="draw the boxes and the text on the picture"

@@ -21,17 +21,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from kosmos2_jax.config import Kosmos2Config
+from kosmos2_jax.config import NONE, Kosmos2Config
 from kosmos2_jax.errors import CheckpointError, ConfigError
 from kosmos2_jax.grounding.grounded_text import GroundedText, Span
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.inference.engine import Engine
 from kosmos2_jax.inference.model import Kosmos2Model
+from kosmos2_jax.inference.quantization import check_quantization, place_parameter
 from kosmos2_jax.inference.questions import Question, Questions, Segment
 from kosmos2_jax.inference.requests import Handle
 from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.inference.scoring import score_continuations, top_boxes
 from kosmos2_jax.interop.convert import load
+from kosmos2_jax.models.products import Kernel
 from kosmos2_jax.vision.preprocessing import ImageSource
 
 Images = ImageSource | Sequence[ImageSource]
@@ -74,6 +76,7 @@ class Predictor:
         tokenizer: str | os.PathLike[str] | None = None,
         *,
         max_new_tokens: int = SamplingConfig.max_new_tokens,
+        quantization: str = NONE,
         progress: Callable[[int], None] | None = None,
     ) -> Predictor:
         """Reads a checkpoint of any format: Hugging Face, fairseq or our own.
@@ -82,19 +85,23 @@ class Predictor:
           path: a folder, or a fairseq `.pt` file.
           tokenizer: folder with the tokenizer's files, where `path` has none.
           max_new_tokens: longest answer.
+          quantization: "none", or "int8" for a quarter of the memory and, on a CPU, answers
+            sooner, see `kosmos2_jax.inference.quantization`.
           progress: called with the bytes read so far after each tensor.
 
         Raises:
           CheckpointError: nothing there, damaged, of another model, or without tokenizer.
+          ConfigError: an unknown quantization.
         """
+        check_quantization(quantization)
         done = 0
 
-        def place(name: str, array: np.ndarray) -> jax.Array:
+        def place(name: str, array: np.ndarray) -> jax.Array | Kernel:
             nonlocal done
             done += array.nbytes
             if progress is not None:
                 progress(done)
-            return jax.device_put(array)
+            return place_parameter(name, array, quantization)
 
         checkpoint = load(path, tokenizer, place=place)
         if checkpoint.vocabulary is None:

@@ -15,10 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kosmos2_jax.config import AUTO, NONE, SINUSOIDAL, XPOS, DecoderConfig
 from kosmos2_jax.models.attention import attend
+from kosmos2_jax.models.attention_kernels import hardware
 from kosmos2_jax.models.initializers import magneto_gain
 from kosmos2_jax.models.layers import LayerNorm, Linear, gelu, run_layers
 from kosmos2_jax.models.losses import tied_logits
 from kosmos2_jax.models.positions import apply_xpos, sinusoidal_embedding
+from kosmos2_jax.models.products import Kernel, as_kernel, rows_of
 from kosmos2_jax.partitioning import constrain
 
 
@@ -171,15 +173,17 @@ class Decoder(nn.Module):
         def create(*args) -> Float[Array, "V E"]:
             return normal(*args).at[1].set(0.0).at[config.vocab_size :].set(0.0)
 
-        self.token_embedding = self.param(
-            "token_embedding",
-            nn.with_logical_partitioning(create, ("vocab", "embed")),
-            (config.padded_vocab_size, config.hidden_size),
-        )
+        self.token_embedding = self.get_variable("params", "token_embedding")
+        if not isinstance(self.token_embedding, Kernel):
+            self.token_embedding = self.param(
+                "token_embedding",
+                nn.with_logical_partitioning(create, ("vocab", "embed")),
+                (config.padded_vocab_size, config.hidden_size),
+            )
 
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L E"]:
         """Unscaled rows of the embedding table."""
-        rows = jnp.take(self.token_embedding, tokens, axis=0).astype(self.dtype)
+        rows = rows_of(as_kernel(self.token_embedding), tokens, self.dtype)
         return constrain(rows, ("batch", None, None))
 
     @nn.compact
@@ -220,4 +224,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "B L E"]) -> Float[Array, "B L V"]:
         """Scores over the vocabulary, see `kosmos2_jax.models.losses.tied_logits`."""
-        return tied_logits(hidden, self.token_embedding, self.config.vocab_size)
+        table = self.token_embedding
+        if hardware()[0] == "cpu":
+            table = as_kernel(table)
+        return tied_logits(hidden, table, self.config.vocab_size)

@@ -17,11 +17,14 @@ from jaxtyping import Array, Float
 from kosmos2_jax.config import ATTENTION, FULL, MINIMAL, NONE
 from kosmos2_jax.models.attention_kernels import ATTENTION_OUTPUT
 from kosmos2_jax.models.initializers import torch_linear
+from kosmos2_jax.models.products import Kernel, product
 from kosmos2_jax.partitioning import gather
 
 
 class Linear(nn.Module):
     """`x @ kernel + bias` with logical axis names on both parameters.
+
+    In place of the kernel there may be one of `kosmos2_jax.models.products`.
 
     Attributes:
       features: outputs.
@@ -42,19 +45,24 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         default = torch_linear(x.shape[-1], self.gain)
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(self.kernel_init or default, self.axes),
-            (x.shape[-1], self.features),
-        )
+        kernel = self.get_variable("params", "kernel")
+        if not isinstance(kernel, Kernel):
+            kernel = self.param(
+                "kernel",
+                nn.with_logical_partitioning(self.kernel_init or default, self.axes),
+                (x.shape[-1], self.features),
+            )
         bias = self.param(
             "bias",
             nn.with_logical_partitioning(self.bias_init or default, self.axes[1:]),
             (self.features,),
         )
-        kernel = gather(kernel, self.axes, self.dtype)
         # One two-dimensional product: on CPU its gradient takes half the time of a batched one.
-        flat = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
+        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        if isinstance(kernel, Kernel):
+            flat = product(flat, kernel, self.dtype)
+        else:
+            flat = flat @ gather(kernel, self.axes, self.dtype).astype(self.dtype)
         return flat.reshape(*x.shape[:-1], self.features) + bias.astype(self.dtype)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from kosmos2_jax.models.products import Kernel, product
 from kosmos2_jax.partitioning import constrain, gather
 
 
@@ -33,7 +34,7 @@ class TargetScores(NamedTuple):
 
 def score_targets(
     hidden: Float[Array, "B L E"],
-    table: Float[Array | np.ndarray, "V E"],
+    table: Float[Array | np.ndarray, "V E"] | Kernel,
     targets: Int[Array, "B L"],
     chunk: int = 0,
     vocab_size: int | None = None,
@@ -51,7 +52,8 @@ def score_targets(
     """
     length = targets.shape[1]
     # Once, not for each chunk; in float32 again, in which the chunks' gradients are summed up.
-    table = gather(jnp.asarray(table), ("vocab", "embed"), hidden.dtype).astype(table.dtype)
+    if not isinstance(table, Kernel):
+        table = gather(jnp.asarray(table), ("vocab", "embed"), hidden.dtype).astype(table.dtype)
     if not 0 < chunk < length:
         return _score(hidden, table, targets, vocab_size)
     missing = -length % chunk
@@ -72,7 +74,7 @@ def score_targets(
 
 def _score(
     hidden: Float[Array, "B L E"],
-    table: Float[Array | np.ndarray, "V E"],
+    table: Float[Array | np.ndarray, "V E"] | Kernel,
     targets: Int[Array, "B L"],
     vocab_size: int | None,
 ) -> TargetScores:
@@ -85,23 +87,28 @@ def _score(
 
 def tied_logits(
     hidden: Float[Array, "B L E"],
-    table: Float[Array | np.ndarray, "V E"],
+    table: Float[Array | np.ndarray, "V E"] | Kernel,
     vocab_size: int | None = None,
 ) -> Float[Array, "B L V"]:
     """Scores over the vocabulary, float32: the tied table, no bias, no scale (trap T-10).
 
     Args:
       hidden: final states of the decoder.
-      table: of token embeddings, with any padding of the vocabulary.
+      table: of token embeddings, with any padding of the vocabulary; a kernel for inference.
       vocab_size: rows that are tokens; scores of those behind them, the vocabulary's padding, are
         -inf. None for all.
     """
     with jax.named_scope("head"):
-        logits = jnp.einsum("BLE,VE->BLV", hidden, table.astype(hidden.dtype))
+        if isinstance(table, Kernel):
+            logits = product(hidden.reshape(-1, hidden.shape[-1]), table, hidden.dtype)
+            logits = logits.reshape(*hidden.shape[:-1], -1)
+        else:
+            logits = jnp.einsum("BLE,VE->BLV", hidden, table.astype(hidden.dtype))
         logits = constrain(logits, ("batch", None, "vocab")).astype(jnp.float32)
-        if vocab_size in (None, table.shape[0]):
+        rows = logits.shape[-1]
+        if vocab_size in (None, rows):
             return logits
-        return jnp.where(jnp.arange(table.shape[0]) < vocab_size, logits, -jnp.inf)
+        return jnp.where(jnp.arange(rows) < vocab_size, logits, -jnp.inf)
 
 
 def weighted_sums(

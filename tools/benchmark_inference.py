@@ -1,0 +1,297 @@
+"""Times our inference beside transformers' at full size on the CPU, in one process.
+
+Both have the same random weights and read the same prompts: a picture and a few words, 71 tokens.
+Reading is timed as writing one token, a step as what each further token takes. transformers runs
+first; its weights then move to our model tensor by tensor, in float32, while bfloat16 copies stay
+behind, so that never much more than one model is in memory (about 12 GiB). Before anything counts
+both must have written the same tokens. The last line printed is JSON:
+
+  prefill_b1, decode_b1, prefill_b8, decode_b8, caption16: transformers' seconds by ours, float32;
+    caption16 is whole captions of 16 pictures at once.
+  decode_b1_int8_vs_best: a step of the faster of transformers' float32 and bfloat16 by ours with
+    int8 weights.
+  seconds: of each, medians. tokens_per_second, weight_gib: of each kind of weights, one row.
+  bandwidth_share: of the measured speed of memory, at which a step reads the decoder's weights.
+  same_tokens: share of equal tokens. int8_kl: mean divergence of int8's next-token distributions
+    from float32's, in nats, beside float32's mean entropy.
+
+    python tools/benchmark_inference.py
+    python tools/benchmark_inference.py --layers 4 --only b1 int8
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
+    import numpy as np
+
+    from kosmos2_jax.config import Kosmos2Config
+    from kosmos2_jax.inference.prompt_batch import Prompt
+
+THEIRS, THEIRS_BFLOAT16, OURS, OURS_INT8 = (
+    "transformers",
+    "transformers bfloat16",
+    "kosmos2_jax",
+    "kosmos2_jax int8",
+)
+ROWS = {"b1": 1, "b8": 8, "caption16": 16}
+MIN_SAME_TOKENS = 0.95  # float32 sums differ in their last bits, and so may a close decision
+
+Write = Callable[[list["Prompt"], int], "np.ndarray"]  # prompts, new tokens of each -> tokens
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; gives the exit status: 1 if the tokens differ."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=24, help="of tower and decoder each")
+    parser.add_argument("--only", nargs="+", choices=[*ROWS, "int8"], default=[*ROWS, "int8"])
+    parser.add_argument("--tokens", type=int, default=16, help="steps that are timed")
+    parser.add_argument("--caption-tokens", type=int, default=32, help="of a caption")
+    parser.add_argument("--repeats", type=int, default=3, help="of which medians are taken")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, pictures and prompts")
+    arguments = parser.parse_args(argv)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    found = _compare(arguments)
+    print(json.dumps(found), flush=True)
+    return 0 if found["same_tokens"] >= MIN_SAME_TOKENS else 1
+
+
+def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs all and gives what is printed."""
+    import numpy as np
+    import parity
+
+    from kosmos2_jax.config import preset
+
+    layers = {"num_layers": arguments.layers}
+    config = preset("kosmos2").replace(vision=layers, decoder=layers)
+    rng = np.random.default_rng(arguments.seed)
+    prompts = [parity.random_prompt(config, rng) for _ in range(max(ROWS.values()))]
+    runs = _Runs(arguments, prompts)
+    speeds = [memory_speed()]
+    model = parity.random_reference(config, arguments.seed)
+    print(f"transformers' attention: {model.config._attn_implementation}", flush=True)
+    runs.time(THEIRS, lambda rows, new: _their_tokens(model, rows, new))
+    params = _take_params(model, config, keep_bfloat16="int8" in arguments.only)
+    speeds.append(memory_speed())
+    runs.time(OURS, lambda rows, new: _our_tokens(config, params, rows, new))
+    found: dict[str, Any] = {}
+    weights = {OURS: _stored_gib(params)}
+    if "int8" in arguments.only:
+        logits = _our_logits(config, params, prompts[:4])
+        params = _to_int8(params)
+        weights[OURS_INT8] = _stored_gib(params)
+        found["int8_kl"] = _divergence(logits, _our_logits(config, params, prompts[:4]))
+        runs.time(THEIRS_BFLOAT16, lambda rows, new: _their_tokens(model, rows, new), ["b1"])
+        runs.time(OURS_INT8, lambda rows, new: _our_tokens(config, params, rows, new), ["b1"])
+    speeds.append(memory_speed())
+    return {**runs.ratios(), **found, **_use_of_memory(config, runs.seconds, weights, speeds)}
+
+
+class _Runs:
+    """Times and tokens of all that was run."""
+
+    def __init__(self, arguments: argparse.Namespace, prompts: list[Prompt]) -> None:
+        self._arguments, self._prompts = arguments, prompts
+        self.seconds: dict[str, dict[str, float]] = {}
+        self._tokens: dict[str, dict[str, np.ndarray]] = {}
+
+    def time(self, name: str, write: Write, parts: Sequence[str] | None = None) -> None:
+        """Times one implementation; the first run of each shape, which may compile, is left out."""
+        arguments = self._arguments
+        seconds, tokens = self.seconds.setdefault(name, {}), self._tokens.setdefault(name, {})
+        wanted = ["b1", *arguments.only] if "int8" in arguments.only else arguments.only
+        for part in dict.fromkeys(wanted):
+            if part not in (parts or ROWS):
+                continue
+            rows = self._prompts[: ROWS[part]]
+            if part == "caption16":
+                new = arguments.caption_tokens
+                seconds[part], tokens[part] = self._median(write, rows, new)
+            else:
+                first, _ = self._median(write, rows, 1)
+                whole, tokens[part] = self._median(write, rows, 1 + arguments.tokens)
+                seconds[f"prefill_{part}"] = first
+                seconds[f"decode_{part}"] = (whole - first) / arguments.tokens
+            print(f"{name:22} {part}: {seconds}", flush=True)
+
+    def _median(self, write: Write, rows: list[Prompt], new: int) -> tuple[float, np.ndarray]:
+        times = []
+        for _ in range(1 + self._arguments.repeats):
+            start = time.perf_counter()
+            tokens = write(rows, new)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:]), tokens
+
+    def ratios(self) -> dict[str, float]:
+        """transformers' seconds by ours, and the share of equal tokens."""
+        theirs, ours = self.seconds[THEIRS], self.seconds[OURS]
+        found = {part: theirs[part] / ours[part] for part in theirs}
+        if OURS_INT8 in self.seconds:
+            best = min(self.seconds[name]["decode_b1"] for name in (THEIRS, THEIRS_BFLOAT16))
+            found["decode_b1_int8_vs_best"] = best / self.seconds[OURS_INT8]["decode_b1"]
+        pairs = [
+            (self._tokens[THEIRS][part], self._tokens[OURS][part]) for part in self._tokens[OURS]
+        ]
+        same = sum((one == other).sum() for one, other in pairs)
+        found["same_tokens"] = float(same / sum(one.size for one, _ in pairs))
+        return found
+
+
+def memory_speed() -> float:
+    """Bytes a second at which all cores together read half a GiB."""
+    import torch
+
+    values = torch.ones(2**27)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        values.sum()
+        times.append(time.perf_counter() - start)
+    return values.nbytes / statistics.median(times[1:])
+
+
+def _use_of_memory(
+    config: Kosmos2Config,
+    seconds: dict[str, dict[str, float]],
+    weights: dict[str, float],
+    speeds: list[float],
+) -> dict[str, Any]:
+    decoder = config.decoder
+    width = decoder.hidden_size
+    read = decoder.num_layers * (4 * width**2 + 2 * width * decoder.mlp_dim)
+    read += decoder.vocab_size * width
+    sizes = {THEIRS: 4, THEIRS_BFLOAT16: 2, OURS: 4, OURS_INT8: 1}
+    steps = {name: found["decode_b1"] for name, found in seconds.items() if "decode_b1" in found}
+    speed = statistics.median(speeds)
+    return {
+        "seconds": seconds,
+        "tokens_per_second": {name: 1 / step for name, step in steps.items()},
+        "weight_gib": weights,
+        "memory_gb_per_second": [found / 1e9 for found in speeds],
+        "bandwidth_share": {
+            name: read * sizes[name] / step / speed for name, step in steps.items()
+        },
+        "layers": decoder.num_layers,
+    }
+
+
+# transformers ---------------------------------------------------------------------------------
+
+
+def _their_tokens(model: Any, prompts: list[Prompt], new: int) -> np.ndarray:
+    import parity
+    import torch
+
+    inputs = [parity.reference_inputs(prompt) for prompt in prompts]
+    batch = {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
+    batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    with torch.inference_mode():
+        written = model.generate(
+            **batch, max_new_tokens=new, do_sample=False, suppress_tokens=[1], min_new_tokens=new
+        )
+    return written[:, len(prompts[0].ids) :].numpy()
+
+
+def _take_params(model: Any, config: Kosmos2Config, keep_bfloat16: bool) -> dict[str, Any]:
+    """Our parameters, each tensor moved by itself; `model` is bfloat16 or empty afterwards."""
+    import torch
+
+    from kosmos2_jax.inference.quantization import place_parameter
+    from kosmos2_jax.interop.layout import nest
+    from kosmos2_jax.interop.names import HUGGING_FACE
+
+    tensors = dict(model.named_parameters())
+    flat = {}
+    for entry in HUGGING_FACE.entries(config):
+        tensor = tensors.pop(entry.foreign)
+        # Copied, as torch's memory is given up.
+        value = entry.to_ours(tensor.detach().numpy()).copy()
+        flat[entry.ours] = place_parameter(entry.ours, value)
+        left = tensor.detach().to(torch.bfloat16) if keep_bfloat16 else torch.empty(0)
+        tensor.data = left
+    if keep_bfloat16:
+        model.to(torch.bfloat16)  # the buffers, too
+    gc.collect()
+    return nest(flat)
+
+
+# Ours -----------------------------------------------------------------------------------------
+
+
+def _our_tokens(config: Kosmos2Config, params: Any, prompts: list[Prompt], new: int) -> np.ndarray:
+    import numpy as np
+
+    from kosmos2_jax.inference.decoding import generate
+    from kosmos2_jax.inference.prompt_batch import batch_prompts
+    from kosmos2_jax.inference.sampling import SamplingConfig
+
+    batch = batch_prompts(prompts, max_length=config.decoder.max_length)
+    written = generate(config, params, batch, SamplingConfig(new, no_repeat_ngram_size=0))
+    return np.asarray(written.tokens)
+
+
+def _to_int8(params: Any) -> Any:
+    """int8 parameters; those of float32 are freed one by one."""
+    from kosmos2_jax.inference.quantization import INT8, place_parameter
+    from kosmos2_jax.interop.layout import flatten, nest
+    from kosmos2_jax.models.products import RowKernel
+
+    flat = flatten(params)
+    params.clear()
+    for path in list(flat):
+        leaf = flat.pop(path)
+        value = leaf.weight.T if isinstance(leaf, RowKernel) else leaf
+        flat[path] = place_parameter(path, value, INT8)
+    return nest(flat)
+
+
+def _stored_gib(params: Any) -> float:
+    from kosmos2_jax.inference.quantization import stored_bytes
+
+    return stored_bytes(params) / 2**30
+
+
+def _our_logits(config: Kosmos2Config, params: Any, prompts: list[Prompt]) -> np.ndarray:
+    """Log-probabilities at every place of each prompt, [N, V]."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from kosmos2_jax.models.kosmos2 import Kosmos2
+
+    apply = jax.jit(lambda *features: jax.nn.log_softmax(Kosmos2(config).apply(*features)))
+    found = []
+    for prompt in prompts:
+        tokens, slots = (jnp.asarray(x)[None] for x in (prompt.ids, prompt.image_slots))
+        positions = jnp.arange(tokens.shape[1])[None]
+        images = jnp.asarray(np.stack(prompt.images))[None]
+        ones = jnp.ones_like(tokens)
+        found.append(
+            np.asarray(apply({"params": params}, tokens, positions, ones, images, slots))[0]
+        )
+    return np.concatenate(found)
+
+
+def _divergence(expected: np.ndarray, got: np.ndarray) -> dict[str, float]:
+    import numpy as np
+
+    probabilities = np.exp(expected)
+    return {
+        "mean": float((probabilities * (expected - got)).sum(-1).mean()),
+        "float32_entropy": float(-(probabilities * expected).sum(-1).mean()),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
