@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
+    from kosmos2_jax.training.host_memory import keep_memory
+
+    keep_memory()  # as the trainer does; theirs gains by it too
     on_gpu = jax.default_backend() == "gpu"
     config = _config(on_gpu, arguments)
     rows, length = (arguments.rows or 8, 2048) if on_gpu else (arguments.rows or 16, 128)

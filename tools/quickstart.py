@@ -26,6 +26,7 @@ from kosmos2_jax.interop.convert import convert, load  # noqa: E402
 from kosmos2_jax.models.kosmos2 import Kosmos2  # noqa: E402
 from kosmos2_jax.tasks import easy_vqa, scenes  # noqa: E402
 from kosmos2_jax.train import train  # noqa: E402
+from kosmos2_jax.training.host_memory import keep_memory  # noqa: E402
 from kosmos2_jax.training.settings import parse_command_line  # noqa: E402
 from kosmos2_jax.training.sheets import sheet_items  # noqa: E402
 from kosmos2_jax.training.signals import EXIT_RESTART, Interrupted  # noqa: E402
@@ -56,6 +57,7 @@ def main() -> int:
     ]
     try:
         command = parse_command_line(sys.argv)
+        keep_memory()
         started = time.perf_counter()
         trained = train(command.run, command.workdir)
         minutes = (time.perf_counter() - started) / 60

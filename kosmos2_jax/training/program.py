@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from kosmos2_jax.errors import Kosmos2Error
+from kosmos2_jax.training.host_memory import keep_memory
 from kosmos2_jax.training.processes import start_processes
 from kosmos2_jax.training.settings import parse_command_line
 from kosmos2_jax.training.signals import EXIT_RESTART, Interrupted
@@ -39,6 +40,8 @@ def run_story(name: str, settings: type[_Run], story: Callable[[_Run, epath.Path
         command = parse_command_line(sys.argv, settings)
         if command.processes:
             start_processes(command.processes)
+        else:
+            keep_memory()
         story(command.run, command.workdir)
     except Kosmos2Error as error:
         if debug:

@@ -173,7 +173,9 @@ def checkpoints(workdir: Path) -> list[int]:
 @pytest.mark.timeout(900)
 def test_two_processes_train_as_one_and_one_goes_on_alone(folder, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    (lonely,) = start(folder, alone, 1, devices=8)  # meanwhile
+    (process,) = start(folder, alone, 1, devices=8)
+    assert process.wait() == 0, said(alone)
+    assert len(curve(alone)) == UPDATES
 
     # A signal to one of them: both save after the same update and can be started again.
     both = start(folder, together, 2, devices=4)
@@ -194,9 +196,6 @@ def test_two_processes_train_as_one_and_one_goes_on_alone(folder, tmp_path):
     assert both[0].wait(timeout=60) != 0
     assert time.monotonic() - dead < 60
     assert f"going on from update {stopped}\n" in said(together)
-
-    assert lonely.wait() == 0, said(alone)
-    assert len(curve(alone)) == UPDATES
 
     # Half as many devices, and one process, which takes over the data of both.
     (process,) = start(folder, together, 1, devices=4)

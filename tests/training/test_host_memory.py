@@ -1,0 +1,48 @@
+"""What is kept of the memory of an execution, counted by the kernel in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PAGES = 20_000  # of 4 KiB each; more than the arena of a thread can hold
+EXECUTIONS = 4
+
+PROGRAM = f"""
+import resource, sys
+import jax, jax.numpy as jnp
+from kosmos2_jax.training.host_memory import keep_memory
+
+if sys.argv[1] == "kept":
+    keep_memory()
+
+@jax.jit
+def work(x):  # has at least PAGES of temporary memory
+    numbers = jnp.arange({PAGES * 1024}, dtype=jnp.float32).reshape(-1, 1024) * x
+    return jnp.cumsum(numbers, axis=0)[-1]
+
+work(2.0).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range({EXECUTIONS}):
+    work(2.0).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_an_execution_works_in_the_memory_of_the_one_before():
+    def faults(mode: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, mode],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        )
+        return int(done.stdout)
+
+    assert faults("kept") < PAGES
+    assert faults("as usual") >= EXECUTIONS * PAGES
