@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING
 
 from kosmos2_jax.commands import compile as compile_command
 from kosmos2_jax.commands import inspect as inspect_command
-from kosmos2_jax.commands.terminal import PROG, Parser, check_output, note, positive, status
+from kosmos2_jax.commands import serve as serve_command
+from kosmos2_jax.commands.terminal import (
+    PROG,
+    Parser,
+    add_checkpoint,
+    add_length,
+    check_output,
+    note,
+    status,
+)
 from kosmos2_jax.errors import BoxError, Kosmos2Error
 from kosmos2_jax.version import __version__
 
@@ -258,6 +267,7 @@ def _make_parser() -> tuple[Parser, dict[str, Parser]]:
     compile_command.add_arguments(
         command("compile", compile_command.run, "compile training for TPUs that are not here")
     )
+    serve_command.add_arguments(command("serve", serve_command.run, "answer requests over HTTP"))
     subparsers.add_parser("grit", help="ground captions of your own pictures, as GRIT is made")
     return parser, dict(subparsers.choices)
 
@@ -273,21 +283,8 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="DIR",
-        help="checkpoint of any format: a Hugging Face folder, ours, or a fairseq .pt file",
-    )
-    parser.add_argument("--tokenizer", metavar="DIR", help="its files, if the model lacks them")
-    parser.add_argument(
-        "--max-new-tokens", type=positive, default=128, metavar="N",
-        help="longest answer in tokens (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--quantization", choices=("none", "int8"), default="none",
-        help="int8: a quarter of the memory, and sooner on a CPU",
-    )  # fmt: skip
+    add_checkpoint(parser)
+    add_length(parser)
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="draw the boxes and the text on the picture"
     )

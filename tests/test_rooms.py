@@ -21,6 +21,7 @@ INWARDS_TO_OUTWARDS = (
     "data",
     "tasks",
     "inference",
+    "serving",
     "training",
     "configs",
     "evaluate",

@@ -38,6 +38,29 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_checkpoint(parser: Parser) -> None:
+    """The options that name a model."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="checkpoint of any format: a Hugging Face folder, ours, or a fairseq .pt file",
+    )
+    parser.add_argument("--tokenizer", metavar="DIR", help="its files, if the model lacks them")
+    parser.add_argument(
+        "--quantization", choices=("none", "int8"), default="none",
+        help="int8: a quarter of the memory, and sooner on a CPU",
+    )  # fmt: skip
+
+
+def add_length(parser: Parser) -> None:
+    """The option that limits an answer."""
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=128, metavar="N",
+        help="longest answer in tokens (%(default)s)",
+    )  # fmt: skip
+
+
 def check_output(path: Path, overwrite: bool) -> None:
     """Before long work: whether its result can be written.
 

@@ -117,6 +117,11 @@ class Engine:
         """Outputs that are being written."""
         return len(self._running)
 
+    @property
+    def failed(self) -> bool:
+        """Whether an error has ended the thread, which every request then gets."""
+        return self._failure is not None
+
     def submit(self, request: Request, *, wait: bool = False) -> Handle:
         """Puts a request into the queue.
 

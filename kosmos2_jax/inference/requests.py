@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kosmos2_jax.inference.prompt_batch import Prompt
 from kosmos2_jax.inference.sampling import SamplingConfig
@@ -86,6 +86,8 @@ class Handle:
         self.request = request
         self.cancelled = False
         self._pieces: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+        self._listener: Callable[[Piece | None], None] | None = None
+        self._delivery = threading.Lock()  # so that a listener gets pieces in order
         self._outputs: dict[int, Output] = {}
         self._failure: BaseException | None = None
         self._done = threading.Event()
@@ -110,6 +112,17 @@ class Handle:
             yield piece
         self._raise_failure()
 
+    def listen(self, listener: Callable[[Piece | None], None]) -> None:
+        """Instead of iterating: calls `listener` with each piece, and with None at the end.
+
+        It is called here with what has come already, then by the engine's thread, which it must
+        not keep waiting.
+        """
+        with self._delivery:
+            while not self._pieces.empty():
+                listener(self._pieces.get())
+            self._listener = listener
+
     def result(self, timeout: float | None = None) -> tuple[Output, ...]:
         """Waits for all outputs; they come in order.
 
@@ -131,7 +144,7 @@ class Handle:
 
     def put(self, piece: Piece, output: Output | None = None) -> None:
         """Delivers a piece, with the whole output after its last one. For the engine."""
-        self._pieces.put(piece)
+        self._deliver(piece)
         if output is not None:
             self._outputs[piece.output] = output
         if len(self._outputs) == self.request.sampling.num_outputs:
@@ -144,7 +157,11 @@ class Handle:
 
     def _close(self) -> None:
         self._done.set()
-        self._pieces.put(None)
+        self._deliver(None)
+
+    def _deliver(self, piece: Piece | None) -> None:
+        with self._delivery:
+            (self._listener or self._pieces.put)(piece)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -40,7 +40,7 @@ _DECODING_ERRORS = (
 )  # fmt: skip
 
 
-def load_image(source: ImageSource) -> Image.Image:
+def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Returns a picture as RGB.
 
     What is transparent becomes white, as in transformers since 5.x (the official code and older
@@ -49,19 +49,20 @@ def load_image(source: ImageSource) -> Image.Image:
 
     Args:
       source: path, encoded bytes, open binary file, Pillow picture, or uint8 array [H, W, 3].
+      max_pixels: a picture of so many or more is refused before one of them is decoded.
 
     Raises:
       ImageError: there is no such file, it is no picture, it is broken or cut short, it has
-        `MAX_PIXELS` or more, or its pixels have no known range.
+        `max_pixels` or more, or its pixels have no known range.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
-        _check_size(source, "The picture")
+        _check_pixels(source.width, source.height, "The picture", max_pixels)
         return _to_rgb(source, "The picture")
     name = f"Picture {os.fspath(source)!r}" if isinstance(source, str | os.PathLike) else "Picture"
     with _open(source, name) as image:
-        _check_size(image, name)
+        _check_pixels(image.width, image.height, name, max_pixels)
         return _to_rgb(image, name, is_ours=True)
 
 
@@ -129,13 +130,13 @@ def normalize(pixels: np.ndarray) -> np.ndarray:
     return ((pixels / 255.0 - np.asarray(IMAGE_MEAN)) / np.asarray(IMAGE_STD)).astype(np.float32)
 
 
-def _from_array(pixels: np.ndarray) -> Image.Image:
+def _from_array(pixels: np.ndarray, max_pixels: int) -> Image.Image:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ImageError(
             "A picture given as an array must be uint8 of shape [height, width, 3], "
             f"not {pixels.dtype} of shape {list(pixels.shape)}."
         )
-    _check_pixels(pixels.shape[1], pixels.shape[0], "The picture")
+    _check_pixels(pixels.shape[1], pixels.shape[0], "The picture", max_pixels)
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
@@ -202,16 +203,12 @@ def _short_side_size(width: int, height: int, size: int) -> tuple[int, int]:
     return int(size * width / height), size
 
 
-def _check_size(image: Image.Image, name: str) -> None:
-    _check_pixels(image.width, image.height, name)
-
-
-def _check_pixels(width: int, height: int, name: str) -> None:
+def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
     if not width or not height:
         raise ImageError(f"{name} has no pixels ({width}x{height}).")
-    if width * height >= MAX_PIXELS:
-        raise ImageError(_too_large(f"{name} ({width}x{height})"))
+    if width * height >= max_pixels:
+        raise ImageError(_too_large(f"{name} ({width}x{height})", max_pixels))
 
 
-def _too_large(name: str) -> str:
-    return f"{name} is too large: make it smaller than {MAX_PIXELS // 1_000_000} megapixels."
+def _too_large(name: str, max_pixels: int = MAX_PIXELS) -> str:
+    return f"{name} is too large: make it smaller than {max_pixels / 1e6:g} megapixels."

@@ -1,0 +1,1 @@
+"""Kosmos-2 over HTTP: OpenAI's chat completions with boxes, and plain grounding."""
