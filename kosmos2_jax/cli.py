@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kosmos2_jax.commands import batch as batch_command
 from kosmos2_jax.commands import compile as compile_command
 from kosmos2_jax.commands import inspect as inspect_command
 from kosmos2_jax.commands import serve as serve_command
@@ -260,6 +261,9 @@ def _make_parser() -> tuple[Parser, dict[str, Parser]]:
     ask.add_argument("--grounded", action="store_true", help="answer with the places of things")
     for sub in (describe, ground, refer, ask):
         _add_model(sub)
+    batch_command.add_arguments(
+        command("batch", batch_command.run, "ask the same about many pictures, into JSON lines")
+    )
     _add_convert(command("convert", _convert, "turn a checkpoint into another format"))
     inspect_command.add_arguments(
         command("inspect", inspect_command.run, "show as a web page what training will see")
