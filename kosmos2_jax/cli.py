@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kosmos2_jax.commands import batch as batch_command
+from kosmos2_jax.commands import chat as chat_command
 from kosmos2_jax.commands import compile as compile_command
 from kosmos2_jax.commands import inspect as inspect_command
 from kosmos2_jax.commands import serve as serve_command
@@ -261,6 +262,7 @@ def _make_parser() -> tuple[Parser, dict[str, Parser]]:
     ask.add_argument("--grounded", action="store_true", help="answer with the places of things")
     for sub in (describe, ground, refer, ask):
         _add_model(sub)
+    chat_command.add_arguments(command("chat", chat_command.run, "talk about pictures"))
     batch_command.add_arguments(
         command("batch", batch_command.run, "ask the same about many pictures, into JSON lines")
     )

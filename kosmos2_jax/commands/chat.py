@@ -1,0 +1,147 @@
+"""`kosmos2 chat`: a conversation on the terminal about pictures."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+from kosmos2_jax.commands.terminal import Parser, add_checkpoint, add_length, note, status
+from kosmos2_jax.errors import Kosmos2Error
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from kosmos2_jax.grounding.grounded_text import GroundedText
+    from kosmos2_jax.inference.predictor import Predictor
+    from kosmos2_jax.inference.questions import Turn
+
+_HELP = """\
+Ask, and press return. [the dog](0.1,0.2,0.5,0.9) in a question is a phrase with its box.
+/image FILE   a picture, which comes before the next question
+/clear        forget what was said and shown
+/help         this
+/quit         or Ctrl-D: end"""
+# As a link in Markdown.
+_PHRASE = re.compile(r"\[([^\[\]]+)\]\(([^()]*)\)")
+
+
+def add_arguments(parser: Parser) -> None:
+    """The options of the command."""
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about")
+    parser.add_argument("--plain", action="store_true", help="answers without the places of things")
+    add_checkpoint(parser)
+    add_length(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Talks until the end of the input.
+
+    Raises:
+      Kosmos2Error: a picture or the model cannot be read.
+    """
+    from kosmos2_jax.vision.preprocessing import load_image
+
+    images = [load_image(image) for image in args.images]
+    with status(f"reading {args.model}") as say:
+        from kosmos2_jax.inference.predictor import Predictor
+
+        predictor = Predictor.from_pretrained(
+            args.model,
+            args.tokenizer,
+            max_new_tokens=args.max_new_tokens,
+            quantization=args.quantization,
+            progress=lambda done: say(f"reading {args.model}: {done / 1e9:.1f} GB"),
+        )
+    print("Type /help for what can be done here.")
+    talk = _Talk(predictor, images, grounded=not args.plain)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        if line in ("/quit", "/exit"):
+            return
+        if line:
+            try:
+                talk.take(line)
+            except Kosmos2Error as error:
+                note(str(error))
+
+
+class _Talk:
+    """What was said so far."""
+
+    def __init__(self, predictor: Predictor, images: list[Image.Image], grounded: bool) -> None:
+        self._predictor, self._grounded = predictor, grounded
+        self._images = images  # for the next question
+        self._turns: list[Turn] = []
+        # Answers are read again, so that their markup must be well-formed.
+        self._sampling = dataclasses.replace(
+            predictor.model.sampling, grammar=predictor.vocabulary.grid_size > 0
+        )
+
+    def take(self, line: str) -> None:
+        """Does what a line says.
+
+        Raises:
+          Kosmos2Error: it cannot be done; what was said before stays.
+        """
+        from kosmos2_jax.vision.preprocessing import load_image
+
+        word, _, rest = line.partition(" ")
+        if word == "/help":
+            print(_HELP)
+        elif word == "/clear":
+            self._turns, self._images = [], []
+        elif word == "/image":
+            self._images.append(load_image(rest.strip()))
+        elif word.startswith("/"):
+            raise Kosmos2Error(f"There is no {word}: type /help.")
+        else:
+            self._ask(read_question(line))
+
+    def _ask(self, question: GroundedText) -> None:
+        from kosmos2_jax.inference.live_text import LiveText
+        from kosmos2_jax.inference.questions import Turn
+
+        turn = Turn(question, images=tuple(self._images))
+        asked = self._predictor.questions.chat([*self._turns, turn], self._grounded, self._sampling)
+        handle, live = self._predictor.stream(asked), LiveText(asked)
+        try:
+            for piece in handle:
+                print(live.receive(piece), end="", flush=True)
+        except KeyboardInterrupt:
+            handle.cancel()  # the answer is kept as far as it came
+        rest, answer = live.end(handle.result()[0])
+        print(rest)
+        for span in answer.spans:
+            for box, score in zip(span.boxes, span.scores, strict=False):
+                shown = ",".join(f"{value:.3f}" for value in box)
+                print(f"  [{span.text}]({shown})  score {score:.2f}")
+        # A box without a phrase cannot be said again.
+        spans = tuple(span for span in answer.spans if span.start < span.end)
+        said = dataclasses.replace(answer, spans=spans)
+        self._turns.append(Turn(question, said, turn.images))
+        self._images = []
+
+
+def read_question(line: str) -> GroundedText:
+    """A question in which [phrase](x1,y1,x2,y2) has a box.
+
+    Raises:
+      BoxError: a box is malformed.
+    """
+    from kosmos2_jax.grounding.boxes import check_box
+    from kosmos2_jax.grounding.grounded_text import GroundedText, Span
+
+    text, spans, place = "", [], 0
+    for match in _PHRASE.finditer(line):
+        text += line[place : match.start()]
+        box = check_box(match[2].split(","))
+        spans.append(Span(match[1], len(text), len(text) + len(match[1]), (box,)))
+        text += match[1]
+        place = match.end()
+    return GroundedText(text + line[place:], tuple(spans))
