@@ -84,6 +84,8 @@ class Trained:
 def train(run: RunConfig, workdir: epath.PathLike) -> Trained:
     """Trains `run` in `workdir`, going on from its last whole checkpoint if there is one.
 
+    `workdir` is a folder on a disk or, as gs://BUCKET/FOLDER, in a bucket.
+
     Leaves `run.json` (the resolved settings), `environment.jsonl`, `metrics.jsonl`, TensorBoard's
     files, `sheets/` of pictures, `checkpoints/`, and the trained model in our own checkpoint
     format, in `model/`; the best one in `best/` if `run.evaluation.best_metric` says what is good.

@@ -61,8 +61,8 @@ def _prepare_buckets() -> None:
         from google.cloud import storage  # noqa: F401  # Orbax asks by it
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{_BUCKET} paths need {error.name!r}, which is missing: pip install gcsfs "
-            "google-cloud-storage, or give a folder on a disk"
+            f"{_BUCKET} paths need {error.name!r}, which is missing: pip install "
+            "'kosmos2-jax[gcs]', or give a folder on a disk"
         ) from None
     # TensorStore and other hosts write to the bucket, too, of which gcsfs does not know.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)

@@ -132,9 +132,7 @@ def test_processes_find_each_other_or_are_told(command_line):
         command_line(*quick, *told[:2])
 
 
-def test_only_disks_have_work_folders(command_line):
-    with pytest.raises(ConfigError, match="gs://bucket/run is in a bucket.*mount it"):
-        command_line("--config=configs/quickstart.py", "--workdir=gs://bucket/run")
+def test_only_disks_and_buckets_are_work_folders(command_line):
     with pytest.raises(ConfigError, match="s3://bucket/run is neither a folder nor gs://"):
         command_line("--config=configs/quickstart.py", "--workdir=s3://bucket/run")
 
