@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
 import pytest
-from etils.epath import gpath
-from gcp_storage_emulator.server import create_server
 
 from kosmos2_jax import train as trainer
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.evaluate import evaluate
 from kosmos2_jax.interop.convert import load
-from kosmos2_jax.interop.files import as_path
 from kosmos2_jax.training.optimizer import OptimizerConfig
 from kosmos2_jax.training.run_config import (
     DataConfig,
@@ -106,6 +104,14 @@ def kill_at(monkeypatch, step):
     monkeypatch.setattr(trainer, "make_run_step", make)
 
 
+def wait_for(file, seconds=60.0):
+    """Returns when `file` is there."""
+    end = time.monotonic() + seconds
+    while not file.exists():
+        assert time.monotonic() < end, f"{file} is not written"
+        time.sleep(0.1)
+
+
 def test_a_run_leaves_curve_settings_model_and_figures(uninterrupted):
     trained, folder = uninterrupted
     assert [step for step, _, _ in curve(folder)] == [1, 2, 3, 4, 5, 6]
@@ -130,21 +136,6 @@ def test_killed_and_resumed_gives_the_same_curve_and_bits(
     )
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """gs://bucket, kept by an emulator of Google's storage that gcsfs and TensorStore talk to."""
-    server = create_server("localhost", 0, in_memory=True, default_bucket="bucket")
-    server.start()
-    address = f"http://localhost:{server._api._httpd.server_address[1]}"
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-    # A test before this one may have used epath without what says that buckets go by gcsfs.
-    gpath._is_tf_installed.cache_clear()
-    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
-    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "any")
-    yield as_path("gs://bucket")
-    server.stop()
-
-
 def test_in_a_bucket_a_run_is_killed_resumed_and_evaluated_as_on_a_disk(
     uninterrupted, data, bucket, tmp_path, monkeypatch, caplog
 ):
@@ -154,6 +145,8 @@ def test_in_a_bucket_a_run_is_killed_resumed_and_evaluated_as_on_a_disk(
         kill_at(patch, 6)
         with pytest.raises(Killed):
             trainer.train(with_data(data), workdir)
+    # A kill ends the threads that write, too; here they go on.
+    wait_for(workdir / "checkpoints/4/commit_success.txt")
     # The newest checkpoint is cut short, and a still newer one was not written to its end.
     manifest = json.loads((workdir / "checkpoints/4/manifest.json").read_text())["sha256"]
     largest = max(manifest, key=lambda name: manifest[name][0])
