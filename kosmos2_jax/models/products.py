@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int8, Int32
 
 # Rows up to which the weights are best the left operand, which XLA on CPU reads in place; of the
 # right one it makes a copy. With more rows that copy is soon paid for.
-_IN_PLACE = 64
+_IN_PLACE = 128
 # Rows up to which sums of products beat XLA's product of int8 matrices on CPU.
 _SUMMED = 4
 _LARGEST = 127  # of an int8, symmetrically
