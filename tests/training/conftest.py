@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from http import HTTPStatus
 
 import pytest
@@ -12,10 +11,6 @@ from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 
 from kosmos2_jax.interop.files import as_path
-
-# What kind of bucket it is, gcsfs asks by gRPC, which the emulator lacks, and again for each file.
-# gcsfs reads this when it is imported.
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 _MOVE = r"^/storage/v1/b/(?P<bucket_name>[^/]+)/o/(?P<object_id>[^/]+)/moveTo/o/(?P<to>[^/]+)$"
 
@@ -38,6 +33,21 @@ def bucket(monkeypatch):
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "any")
     yield as_path("gs://bucket")
     server.stop()
+
+
+@pytest.fixture
+def close_bucket(bucket, monkeypatch):
+    """Takes the right to write to gs://bucket away."""
+
+    def denied(request, response, storage):
+        response.status = HTTPStatus.FORBIDDEN
+        response.json({"error": {"code": 403, "message": "no storage.objects.create access"}})
+
+    def close():
+        routes = tuple((path, {**of, emulator.POST: denied}) for path, of in emulator.HANDLERS)
+        monkeypatch.setattr(emulator, "HANDLERS", routes)
+
+    return close
 
 
 def _with_generations(handler):

@@ -13,9 +13,10 @@ import pytest
 
 from kosmos2_jax import train as trainer
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.errors import ConfigError, TrainingError
 from kosmos2_jax.evaluate import evaluate
 from kosmos2_jax.interop.convert import load
+from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.optimizer import OptimizerConfig
 from kosmos2_jax.training.run_config import (
     DataConfig,
@@ -173,6 +174,18 @@ def test_in_a_bucket_a_run_is_killed_resumed_and_evaluated_as_on_a_disk(
     assert len((bucket / "evaluation/outputs" / f"{task}.jsonl").read_text().splitlines()) == 8
     for sheets in (workdir / "sheets/0000004", bucket / "evaluation/sheets"):
         assert (sheets / f"{task}.png").stat().length > 1000
+
+
+def test_a_bucket_that_is_missing_or_closed_is_one_plain_error(data, bucket, close_bucket):
+    with pytest.raises(TrainingError, match="gs://none/run cannot be written.*such a bucket"):
+        trainer.train(with_data(data), "gs://none/run")
+    log = MetricLog(bucket / "run")
+    close_bucket()
+    with pytest.raises(TrainingError, match="gs://bucket/run cannot be .*objects.create access"):
+        evaluate(EvaluationRun("model", evaluation=RUN.evaluation), bucket / "run")
+    log.write(1, {"train/loss": 1.0})
+    with pytest.raises(TrainingError, match="gs://bucket/run/metrics.jsonl cannot be written"):
+        log.flush()
 
 
 def test_data_are_not_read_from_a_bucket(bucket):
