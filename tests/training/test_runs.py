@@ -13,7 +13,7 @@ import pytest
 
 from kosmos2_jax import train as trainer
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
-from kosmos2_jax.errors import ConfigError, TrainingError
+from kosmos2_jax.errors import CheckpointError, ConfigError, TrainingError
 from kosmos2_jax.evaluate import evaluate
 from kosmos2_jax.interop.convert import load
 from kosmos2_jax.training.metric_log import MetricLog
@@ -188,7 +188,10 @@ def test_a_bucket_that_is_missing_or_closed_is_one_plain_error(data, bucket, clo
         log.flush()
 
 
-def test_data_are_not_read_from_a_bucket(bucket):
+def test_data_and_models_not_ours_are_not_read_from_a_bucket(bucket):
+    (bucket / "hf" / "config.json").write_text('{"model_type": "kosmos-2"}')
+    with pytest.raises(CheckpointError, match="gs://bucket/hf is hugging_face, and only folders"):
+        load(bucket / "hf")
     with pytest.raises(ConfigError, match="gs://bucket/data, and they are read from disks only"):
         prepare_data(with_data("gs://bucket/data"), bucket / "mine")
 
