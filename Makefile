@@ -23,7 +23,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[train,prepare,grit,torch,compile,coco,serve,test]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[train,prepare,grit,torch,compile,coco,gcs,serve,test]'
 	touch $@
 
 clean:

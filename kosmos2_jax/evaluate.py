@@ -22,7 +22,6 @@ from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.interop.checkpoint import Checkpoint
 from kosmos2_jax.interop.convert import open_checkpoint
-from kosmos2_jax.interop.files import as_path
 from kosmos2_jax.interop.layout import flatten, nest
 from kosmos2_jax.models.kosmos2 import initial_params
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh, param_shardings
@@ -35,6 +34,7 @@ from kosmos2_jax.training.run_data import prepare_data
 from kosmos2_jax.training.run_step import run_model
 from kosmos2_jax.training.sheets import write_sheets
 from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
+from kosmos2_jax.training.work_folder import open_work_folder
 
 METRICS_JSON = "metrics.json"
 
@@ -51,6 +51,7 @@ def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResul
       ConfigError: no checkpoint or no tasks are named, or the data are tokenized otherwise than
         the model's.
       CheckpointError: the checkpoint cannot be read.
+      TrainingError: `workdir` is in a bucket that cannot be written to.
     """
     for name, given in (
         ("checkpoint", run.checkpoint),
@@ -58,8 +59,7 @@ def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResul
     ):
         if not given:
             raise ConfigError(f"{name} is empty: say what is to be evaluated")
-    workdir = as_path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = open_work_folder(workdir)
     record_environment(workdir)
     mesh = make_mesh(run.mesh)
     with jax.set_mesh(mesh):

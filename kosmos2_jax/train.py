@@ -28,7 +28,6 @@ from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.packed_pipeline import PackedBatches
 from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP, NewReasons
 from kosmos2_jax.grounding import Kosmos2Vocabulary
-from kosmos2_jax.interop.files import as_path
 from kosmos2_jax.interop.names import num_parameters
 from kosmos2_jax.models.lora import join_adapters, split_adapters
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh
@@ -60,7 +59,7 @@ from kosmos2_jax.training.signals import Interrupted, StopRequest
 from kosmos2_jax.training.state import TrainState, create_state, warm_up, with_params
 from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
 from kosmos2_jax.training.task_ids import task_names, with_task_ids
-from kosmos2_jax.training.work_folder import record_run, save_model
+from kosmos2_jax.training.work_folder import open_work_folder, record_run, save_model
 
 MODEL_FOLDER = "model"
 BEST_FOLDER = "best"
@@ -84,6 +83,8 @@ class Trained:
 def train(run: RunConfig, workdir: epath.PathLike) -> Trained:
     """Trains `run` in `workdir`, going on from its last whole checkpoint if there is one.
 
+    `workdir` is a folder on a disk or, as gs://BUCKET/FOLDER, in a bucket.
+
     Leaves `run.json` (the resolved settings), `environment.jsonl`, `metrics.jsonl`, TensorBoard's
     files, `sheets/` of pictures, `checkpoints/`, and the trained model in our own checkpoint
     format, in `model/`; the best one in `best/` if `run.evaluation.best_metric` says what is good.
@@ -94,7 +95,7 @@ def train(run: RunConfig, workdir: epath.PathLike) -> Trained:
       ConfigError: the work folder holds a run with other settings, or no evaluation gives
         `best_metric`.
       CheckpointError: no checkpoint is whole, or one could not be written.
-      TrainingError: too many updates were skipped in a row.
+      TrainingError: too many updates were skipped in a row, or a bucket cannot be written to.
       Interrupted: SIGTERM or SIGINT came between the first update and the last, to any of the
         processes. The update under way was finished and saved. At any other time the signals end
         the program as usual.
@@ -102,11 +103,10 @@ def train(run: RunConfig, workdir: epath.PathLike) -> Trained:
     mesh = make_mesh(run.mesh)
     check_mesh(mesh, run.model, run.data.batch_size, run.micro_batches)
     with jax.set_mesh(mesh):  # the model places its activations by it
-        return _train_on(mesh, run, as_path(workdir))
+        return _train_on(mesh, run, open_work_folder(workdir))
 
 
 def _train_on(mesh: Mesh, run: RunConfig, workdir: epath.Path) -> Trained:
-    workdir.mkdir(parents=True, exist_ok=True)
     rows = batch_sharding(mesh)
     shard = data_shard(rows, run.data.batch_size)
 

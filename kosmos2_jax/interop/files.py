@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from kosmos2_jax.errors import CheckpointError, ConfigError
+from kosmos2_jax.errors import CheckpointError, ConfigError, TrainingError
 
 KOSMOS2_JSON = "kosmos2.json"
 CONFIG_JSON = "config.json"
@@ -31,6 +31,9 @@ _BUCKET = "gs://"
 # Buckets by gcsfs, whether TensorFlow is installed or not: one way, which is tested. epath looks at
 # this when it first meets a path, and never again.
 os.environ.setdefault("EPATH_USE_TF", "false")
+# And one way of gcsfs: with this it would ask by gRPC, whose rights are others, what kind of bucket
+# each file is in. gcsfs looks at it when it is imported.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 def as_path(path: epath.PathLike) -> epath.Path:
@@ -61,11 +64,29 @@ def _prepare_buckets() -> None:
         from google.cloud import storage  # noqa: F401  # Orbax asks by it
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{_BUCKET} paths need {error.name!r}, which is missing: pip install gcsfs "
-            "google-cloud-storage, or give a folder on a disk"
+            f"{_BUCKET} paths need {error.name!r}, which is missing: pip install "
+            "'kosmos2-jax[gcs]', or give a folder on a disk"
         ) from None
     # TensorStore and other hosts write to the bucket, too, of which gcsfs does not know.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+
+
+@contextlib.contextmanager
+def told_of_bucket(place: epath.Path) -> Iterator[None]:
+    """For writing to a bucket: whatever its clients raise becomes one error that says the mend.
+
+    Raises:
+      TrainingError: `place` could not be written.
+    """
+    try:
+        yield
+    except Exception as error:  # gcsfs's, aiohttp's, Google's
+        reason = (str(error).strip().splitlines() or [""])[-1]
+        raise TrainingError(
+            f"{place} cannot be written ({type(error).__name__}: {reason}); see that there is such "
+            "a bucket and that your Google credentials may read, write and delete in it, and run "
+            "the same command again"
+        ) from error
 
 
 def files_in(folder: epath.Path) -> Iterator[epath.Path]:

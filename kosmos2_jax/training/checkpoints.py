@@ -22,7 +22,7 @@ from etils import epath
 
 from kosmos2_jax.data.packed_pipeline import PackedBatches
 from kosmos2_jax.errors import CheckpointError
-from kosmos2_jax.interop.files import as_path, move_folder
+from kosmos2_jax.interop.files import as_path, in_bucket, move_folder
 from kosmos2_jax.training.data_places import RestorePlaces, SavePlace
 from kosmos2_jax.training.manifest import find_damage, is_committed, write_manifest
 from kosmos2_jax.training.processes import first_does
@@ -136,9 +136,11 @@ class RunCheckpoints:
             raise self._not_saved(error) from error
 
     def _not_saved(self, error: Exception) -> CheckpointError:
+        bucket = in_bucket(self._folder)
+        mend = "see that the bucket may be written to" if bucket else "make room on the disk"
         return CheckpointError(
             f"checkpoint {self._saved} could not be saved in {self._folder} ({_reason(error)}); "
-            "those before it are untouched: make room on the disk and run the same command again"
+            f"those before it are untouched: {mend} and run the same command again"
         )
 
     def _write_manifest(self) -> None:

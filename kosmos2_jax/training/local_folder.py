@@ -8,7 +8,7 @@ from pathlib import Path
 
 from etils import epath
 
-from kosmos2_jax.interop.files import as_path, in_bucket
+from kosmos2_jax.interop.files import as_path, in_bucket, told_of_bucket
 
 
 class LocalFolder:
@@ -35,7 +35,7 @@ class LocalFolder:
         """Copies files that are new or have changed, unless the last time is `every` seconds ago.
 
         Raises:
-          OSError: the bucket cannot be written to.
+          TrainingError: the bucket cannot be written to.
         """
         if self._temporary is None or time.monotonic() - self._last < every:
             return
@@ -45,6 +45,8 @@ class LocalFolder:
             stat = file.stat()
             version = (stat.st_size, stat.st_mtime_ns)
             if self._pushed.get(file) != version:
-                (self._place / file.relative_to(self.path)).write_bytes(file.read_bytes())
+                copy = self._place / file.relative_to(self.path)
+                with told_of_bucket(copy):
+                    copy.write_bytes(file.read_bytes())
                 self._pushed[file] = version
         self._last = time.monotonic()

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from kosmos2_jax.config import build_dataclass
 from kosmos2_jax.errors import ConfigError, nearest
-from kosmos2_jax.interop.files import as_path, in_bucket
+from kosmos2_jax.interop.files import as_path
 from kosmos2_jax.training.processes import ProcessSettings
 from kosmos2_jax.training.run_config import RunConfig
 
@@ -57,7 +57,7 @@ def parse_command_line(argv: Sequence[str], program: type[Run] = RunConfig) -> C
         return _parse_gin(argv, program)
     values = _read_flags(argv, needed=("config", "workdir"))
     run = build_dataclass(program, values.config.to_dict())
-    return CommandLine(run, _work_folder(values.workdir), _processes_of(values))
+    return CommandLine(run, as_path(values.workdir), _processes_of(values))
 
 
 def parse_run(argv: Sequence[str]) -> RunConfig:
@@ -140,7 +140,7 @@ def _parse_gin(argv: Sequence[str], program: type[Run]) -> CommandLine[Run]:
         values.gin_search_paths,
     )
     _check_types(run, program)
-    return CommandLine(run, _work_folder(folder), _processes_of(values))
+    return CommandLine(run, as_path(folder), _processes_of(values))
 
 
 def _check_types(run: Any, program: type) -> None:
@@ -150,16 +150,6 @@ def _check_types(run: Any, program: type) -> None:
         typed.update(dataclasses.asdict(run))
     except (TypeError, ValueError) as error:
         raise ConfigError(" ".join(str(error.args[0]).split())) from None
-
-
-def _work_folder(name: str) -> epath.Path:
-    # No run has been seen to go through in a bucket yet.
-    if in_bucket(name):
-        raise ConfigError(
-            f"the work folder {name} is in a bucket, which is not written to directly; mount it, "
-            "or a network disk, on every host and give the folder"
-        )
-    return as_path(name)
 
 
 def _define_processes(values: flags.FlagValues) -> None:

@@ -24,7 +24,7 @@ usage: python -m kosmos2_jax.{program} --config=FILE --workdir=DIR [--config.NAM
 options:
   --config=FILE[:ARG]    a configuration file, or one of those below; ARG goes to its get_config
   --config.NAME=VALUE    another value of a setting, as --config.mesh.fsdp=8
-  --workdir=DIR          where it writes; a folder that all hosts share
+  --workdir=DIR          a folder that all hosts share, or gs://BUCKET/FOLDER
   --gin_file=FILE        the same from gin files, --gin.NAME=VALUE with Python's values;
                          --gin_search_paths=FOLDER,... where else they are looked for
   --distributed          one of several processes that find each other: Cloud TPU, Slurm, ...

@@ -12,7 +12,7 @@ from etils import epath
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.interop.checkpoint import NO_REPEAT_NGRAM_SIZE
-from kosmos2_jax.interop.files import new_file
+from kosmos2_jax.interop.files import as_path, in_bucket, new_file, told_of_bucket
 from kosmos2_jax.interop.layout import unstack_layers
 from kosmos2_jax.interop.orbax_io import save_folder
 from kosmos2_jax.interop.peft import write_adapter
@@ -22,6 +22,27 @@ from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.state import TrainState, averaged_params, model_params
 
 RUN_JSON = "run.json"
+_TRIAL = "may-be-removed"
+
+
+def open_work_folder(workdir: epath.PathLike) -> epath.Path:
+    """The folder, made if it is missing; in a bucket, process 0 tries to write and to delete.
+
+    Raises:
+      TrainingError: the bucket is missing, or that may not be done in it.
+    """
+    workdir = as_path(workdir)
+    if in_bucket(workdir):
+        first_does(lambda: _try(workdir / _TRIAL))
+    else:
+        workdir.mkdir(parents=True, exist_ok=True)
+    return workdir
+
+
+def _try(file: epath.Path) -> None:
+    with told_of_bucket(file.parent):
+        file.write_text("")
+        file.unlink()
 
 
 def record_run(run: RunConfig, workdir: epath.Path) -> None:

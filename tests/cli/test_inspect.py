@@ -107,7 +107,7 @@ def test_without_a_place_the_quickstart_draws_what_the_page_needs(capsys, tmp_pa
         (
             1,
             ["--config=configs/quickstart.py", "--output=a.html", "--config.data.lenght=9"],
-            "cannot apply --config.data.lenght=9",
+            "unknown setting data.lenght; did you mean data.length?",
         ),
         (
             1,

@@ -170,5 +170,5 @@ def test_cudnn_without_a_gpu_is_an_error(rng):
 
 
 def test_unknown_attention_is_an_error():
-    with pytest.raises(ConfigError, match="did you mean 'splash'"):
+    with pytest.raises(ConfigError, match="did you mean splash"):
         preset("tiny").replace(attention="spash")

@@ -117,5 +117,5 @@ def test_more_recomputation_takes_less_memory(run):
 
 def test_unknown_recomputation_is_an_error():
     assert REMATS[0] == "none"
-    with pytest.raises(ConfigError, match="unknown model.remat 'minimum'; did you mean 'minimal'"):
+    with pytest.raises(ConfigError, match="unknown model.remat 'minimum'; did you mean minimal"):
         preset("tiny").replace(remat="minimum")

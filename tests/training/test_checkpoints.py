@@ -179,6 +179,23 @@ def test_a_full_disk_is_one_plain_error_and_older_ones_stay(folder, batches):
     assert RunCheckpoints(folder, keep=3).latest() == 6
 
 
+def test_a_closed_bucket_is_one_plain_error_and_older_ones_stay(bucket, close_bucket, batches):
+    folder = bucket / "checkpoints"
+    checkpoints = RunCheckpoints(folder, keep=2)
+    checkpoints.save(2, state_after(2), batches)
+    checkpoints.close()
+    checkpoints = RunCheckpoints(folder, keep=2)
+    close_bucket()
+    with pytest.raises(
+        CheckpointError, match="checkpoint 4 could not be saved.*Forbidden"
+    ) as error:
+        checkpoints.save(4, state_after(4), batches)
+        checkpoints.close()
+    assert "see that the bucket may be written to" in str(error.value)
+    assert find_damage(folder / "2") is None
+    assert RunCheckpoints(folder, keep=2).latest() == 2
+
+
 @pytest.mark.parametrize(("mode", "best", "left"), [("max", 2, {"2", "8"}), ("min", 4, {"4", "8"})])
 def test_the_best_stays_beside_the_latest(batches, tmp_path, mode, best, left):
     checkpoints = RunCheckpoints(tmp_path, keep=1, best_mode=mode)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 
 import pytest
 
 PAGES = 20_000  # of 4 KiB each; more than the arena of a thread can hold
-EXECUTIONS = 4
+EXECUTIONS = 9
 
 PROGRAM = f"""
 import resource, sys
@@ -24,17 +25,16 @@ def work(x):  # has at least PAGES of temporary memory
     numbers = jnp.arange({PAGES * 1024}, dtype=jnp.float32).reshape(-1, 1024) * x
     return jnp.cumsum(numbers, axis=0)[-1]
 
-work(2.0).block_until_ready()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range({EXECUTIONS}):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     work(2.0).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_an_execution_works_in_the_memory_of_the_one_before():
-    def faults(mode: str) -> int:
+    def faults(mode: str) -> float:
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, mode],
             capture_output=True,
@@ -42,7 +42,8 @@ def test_an_execution_works_in_the_memory_of_the_one_before():
             check=True,
             env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
         )
-        return int(done.stdout)
+        # The first ones, and now and then one that finds a result not yet freed, take more memory.
+        return statistics.median(map(int, done.stdout.split()))
 
-    assert faults("kept") < PAGES
-    assert faults("as usual") >= EXECUTIONS * PAGES
+    assert faults("kept") < PAGES / 10
+    assert faults("as usual") >= PAGES

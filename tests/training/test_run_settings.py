@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from kosmos2_jax import train
 from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.interop import files
 from kosmos2_jax.models.lora import LoraConfig
 from kosmos2_jax.training.groups import ParameterGroup
 from kosmos2_jax.training.processes import ProcessSettings
@@ -132,9 +134,14 @@ def test_processes_find_each_other_or_are_told(command_line):
         command_line(*quick, *told[:2])
 
 
-def test_only_disks_have_work_folders(command_line):
-    with pytest.raises(ConfigError, match="gs://bucket/run is in a bucket.*mount it"):
+def test_buckets_need_an_extra(command_line, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    files._prepare_buckets.cache_clear()
+    with pytest.raises(ConfigError, match=r"'gcsfs', which is missing: pip install .*\[gcs\]"):
         command_line("--config=configs/quickstart.py", "--workdir=gs://bucket/run")
+
+
+def test_only_disks_and_buckets_are_work_folders(command_line):
     with pytest.raises(ConfigError, match="s3://bucket/run is neither a folder nor gs://"):
         command_line("--config=configs/quickstart.py", "--workdir=s3://bucket/run")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 
 from kosmos2_jax import train as trainer
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.errors import CheckpointError, ConfigError, TrainingError
 from kosmos2_jax.evaluate import evaluate
 from kosmos2_jax.interop.convert import load
+from kosmos2_jax.training.metric_log import MetricLog
 from kosmos2_jax.training.optimizer import OptimizerConfig
 from kosmos2_jax.training.run_config import (
     DataConfig,
@@ -23,6 +25,7 @@ from kosmos2_jax.training.run_config import (
     RunConfig,
     WarmStartConfig,
 )
+from kosmos2_jax.training.run_data import prepare_data
 
 RUN = RunConfig(
     model=Kosmos2Config(
@@ -102,6 +105,14 @@ def kill_at(monkeypatch, step):
     monkeypatch.setattr(trainer, "make_run_step", make)
 
 
+def wait_for(file, seconds=60.0):
+    """Returns when `file` is there."""
+    end = time.monotonic() + seconds
+    while not file.exists():
+        assert time.monotonic() < end, f"{file} is not written"
+        time.sleep(0.1)
+
+
 def test_a_run_leaves_curve_settings_model_and_figures(uninterrupted):
     trained, folder = uninterrupted
     assert [step for step, _, _ in curve(folder)] == [1, 2, 3, 4, 5, 6]
@@ -124,6 +135,65 @@ def test_killed_and_resumed_gives_the_same_curve_and_bits(
     jax.tree.map(
         np.testing.assert_array_equal, load(resumed.model).params, load(trained.model).params
     )
+
+
+def test_in_a_bucket_a_run_is_killed_resumed_and_evaluated_as_on_a_disk(
+    uninterrupted, data, bucket, tmp_path, monkeypatch, caplog
+):
+    trained, folder = uninterrupted
+    workdir = bucket / "runs" / "mine"
+    with monkeypatch.context() as patch:
+        kill_at(patch, 6)
+        with pytest.raises(Killed):
+            trainer.train(with_data(data), workdir)
+    # A kill ends the threads that write, too; here they go on.
+    wait_for(workdir / "checkpoints/4/commit_success.txt")
+    # The newest checkpoint is cut short, and a still newer one was not written to its end.
+    manifest = json.loads((workdir / "checkpoints/4/manifest.json").read_text())["sha256"]
+    largest = max(manifest, key=lambda name: manifest[name][0])
+    (workdir / "checkpoints/4" / largest).write_bytes(b"half")
+    (workdir / "checkpoints/5/state/array").write_bytes(b"half")
+
+    resumed = trainer.train(with_data(data), str(workdir))
+    assert "checkpoints/5 was half-written" in caplog.text
+    assert f"checkpoints/4 is damaged ({largest} has 4 bytes" in caplog.text
+    assert (workdir / "checkpoints.damaged/4" / largest).read_bytes() == b"half"
+    names = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert "6" in names and "5" not in names
+    assert curve(workdir) == curve(folder)
+    assert json.loads((workdir / "run.json").read_text())["optimizer"]["total_steps"] == 6
+    assert len((workdir / "environment.jsonl").read_text().splitlines()) == 2
+    assert len(list((workdir / "tensorboard").iterdir())) == 2
+    found = load(resumed.model)
+    jax.tree.map(np.testing.assert_array_equal, found.params, load(trained.model).params)
+
+    evaluation = dataclasses.replace(RUN.evaluation, every=0, best_metric="")
+    run = EvaluationRun(str(workdir / "best"), data=with_data(data).data, evaluation=evaluation)
+    evaluate(run, bucket / "evaluation")
+    (task,) = evaluation.tasks
+    assert len((bucket / "evaluation/outputs" / f"{task}.jsonl").read_text().splitlines()) == 8
+    for sheets in (workdir / "sheets/0000004", bucket / "evaluation/sheets"):
+        assert (sheets / f"{task}.png").stat().length > 1000
+
+
+def test_a_bucket_that_is_missing_or_closed_is_one_plain_error(data, bucket, close_bucket):
+    with pytest.raises(TrainingError, match="gs://none/run cannot be written.*such a bucket"):
+        trainer.train(with_data(data), "gs://none/run")
+    log = MetricLog(bucket / "run")
+    close_bucket()
+    with pytest.raises(TrainingError, match="gs://bucket/run cannot be .*objects.create access"):
+        evaluate(EvaluationRun("model", evaluation=RUN.evaluation), bucket / "run")
+    log.write(1, {"train/loss": 1.0})
+    with pytest.raises(TrainingError, match="gs://bucket/run/metrics.jsonl cannot be written"):
+        log.flush()
+
+
+def test_data_and_models_not_ours_are_not_read_from_a_bucket(bucket):
+    (bucket / "hf" / "config.json").write_text('{"model_type": "kosmos-2"}')
+    with pytest.raises(CheckpointError, match="gs://bucket/hf is hugging_face, and only folders"):
+        load(bucket / "hf")
+    with pytest.raises(ConfigError, match="gs://bucket/data, and they are read from disks only"):
+        prepare_data(with_data("gs://bucket/data"), bucket / "mine")
 
 
 def test_the_finished_model_evaluated_again_has_the_same_figures(uninterrupted, data, tmp_path):
