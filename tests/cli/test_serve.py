@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -47,3 +48,16 @@ def test_a_file_without_keys(tmp_path: Path, capsys):
     words = ["serve", "--model", str(tmp_path), "--api-key-file", str(tmp_path / "keys")]
     assert main(words) == 1
     assert "has no API key" in capsys.readouterr().err
+
+
+def test_a_crowd_with_hostile_clients():
+    """As `tools/load_test.py` measures with 200 requests of 32 clients."""
+    tool = Path(__file__).resolve().parents[2] / "tools" / "load_test.py"
+    result = subprocess.run(
+        [sys.executable, str(tool), "--requests", "20", "--clients", "8"],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert (told["good"], told["right"]) == (18, 18)
+    assert (told["hostile"], told["refused"]) == (2, 2)
