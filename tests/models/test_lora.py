@@ -119,6 +119,23 @@ def test_dropout_is_of_the_adapters_input_and_of_training_alone(config, params, 
     assert np.abs(found - adapted).max() > 0.1
 
 
+def test_recomputed_layers_give_adapters_the_same_gradient(config, params, inputs):
+    lora = LoraConfig(rank=2, alpha=6.0, targets=".*", dropout=0.5)
+
+    def gradient(remat):
+        def loss(params):
+            hidden = make_hidden(config.replace(remat=remat), lora, dropout=jax.random.key(1))
+            return (hidden(params, inputs) ** 2).mean()
+
+        return flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
+
+    plain, recomputed = gradient("none"), gradient("full")
+    for path in filter(is_adapter, plain):
+        scale = float(jnp.abs(plain[path]).max())
+        assert scale > 0, path
+        np.testing.assert_allclose(recomputed[path], plain[path], rtol=0, atol=1e-5 * scale)
+
+
 def test_targets_that_fit_nothing_or_some_stacked_layers_are_named(config):
     lora = LoraConfig(rank=2, targets="decoder/attention/query")
     with pytest.raises(ConfigError, match=r"matches no linear layer; .*layers\.\*/attention/key"):
