@@ -137,7 +137,7 @@ from __gin__ import dynamic_registration
 import __main__ as script
 from kosmos2_jax import config
 from kosmos2_jax.data import data_config
-from kosmos2_jax.inference import decoding
+from kosmos2_jax.inference import sampling
 from kosmos2_jax.interop import t5x as kosmos2_t5x
 from kosmos2_jax.tasks import quickstart
 from kosmos2_jax.training import optimizer
