@@ -29,6 +29,7 @@ from kosmos2_jax.commands.terminal import (
     add_length,
     check_output,
     note,
+    read_model,
     status,
 )
 from kosmos2_jax.errors import BoxError, Kosmos2Error
@@ -135,16 +136,8 @@ def _answer(
     box: Box | None = None,
 ) -> None:
     """Reads the model, runs the task, prints its result and draws it where asked to."""
-    from kosmos2_jax.inference.predictor import Predictor
-
     with status(f"reading {args.model}") as say:
-        predictor = Predictor.from_pretrained(
-            args.model,
-            args.tokenizer,
-            max_new_tokens=args.max_new_tokens,
-            quantization=args.quantization,
-            progress=lambda done: say(f"reading {args.model}: {done / 1e9:.1f} GB"),
-        )
+        predictor = read_model(args, say)
         say("looking at the picture")
         result = task(predictor)
     if args.output:

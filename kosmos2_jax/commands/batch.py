@@ -8,7 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kosmos2_jax.commands.terminal import Parser, add_checkpoint, add_length, positive, status
+from kosmos2_jax.commands.terminal import (
+    Parser,
+    add_checkpoint,
+    add_length,
+    positive,
+    read_model,
+    status,
+)
 from kosmos2_jax.errors import Kosmos2Error
 
 if TYPE_CHECKING:
@@ -62,15 +69,8 @@ def run(args: argparse.Namespace) -> None:
             print(f"{args.output}: all {len(items)} are done already, {output.bad} with an error")
             return
         from kosmos2_jax.inference.engine import Engine
-        from kosmos2_jax.inference.predictor import Predictor
 
-        predictor = Predictor.from_pretrained(
-            args.model,
-            args.tokenizer,
-            max_new_tokens=args.max_new_tokens,
-            quantization=args.quantization,
-            progress=lambda done: say(f"reading {args.model}: {done / 1e9:.1f} GB"),
-        )
+        predictor = read_model(args, say)
         engine = Engine(predictor.config, predictor.params, predictor.vocabulary, rows=args.rows)
         ask = _asker(args, predictor.questions)
         with engine:

@@ -7,7 +7,14 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING
 
-from kosmos2_jax.commands.terminal import Parser, add_checkpoint, add_length, note, status
+from kosmos2_jax.commands.terminal import (
+    Parser,
+    add_checkpoint,
+    add_length,
+    note,
+    read_model,
+    status,
+)
 from kosmos2_jax.errors import Kosmos2Error
 
 if TYPE_CHECKING:
@@ -45,15 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
     images = [load_image(image) for image in args.images]
     with status(f"reading {args.model}") as say:
-        from kosmos2_jax.inference.predictor import Predictor
-
-        predictor = Predictor.from_pretrained(
-            args.model,
-            args.tokenizer,
-            max_new_tokens=args.max_new_tokens,
-            quantization=args.quantization,
-            progress=lambda done: say(f"reading {args.model}: {done / 1e9:.1f} GB"),
-        )
+        predictor = read_model(args, say)
     print("Type /help for what can be done here.")
     talk = _Talk(predictor, images, grounded=not args.plain)
     while True:

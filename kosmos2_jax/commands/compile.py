@@ -6,16 +6,13 @@ import argparse
 import json
 import os
 
-from kosmos2_jax.commands.terminal import PROG, Parser, status
+from kosmos2_jax.commands.terminal import PROG, Parser, add_config, status
 from kosmos2_jax.errors import Kosmos2Error
 
 
 def add_arguments(parser: Parser) -> None:
     """The options of the command."""
-    parser.add_argument(
-        "--config", required=True, metavar="FILE",
-        help="configuration of a run; --config.NAME=VALUE changes a setting, as in training",
-    )  # fmt: skip
+    add_config(parser)
     parser.add_argument(
         "--topology", required=True, metavar="CHIP:SHAPE",
         help="v5e:4x4 and the like: the chip and how many lie along each side",

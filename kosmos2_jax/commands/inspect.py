@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kosmos2_jax.commands.terminal import PROG, Parser, check_output, positive, status
+from kosmos2_jax.commands.terminal import PROG, Parser, add_config, check_output, positive, status
 from kosmos2_jax.errors import Kosmos2Error
 
 
 def add_arguments(parser: Parser) -> None:
     """The options of the command."""
-    parser.add_argument(
-        "--config", required=True, metavar="FILE",
-        help="configuration of a run; --config.NAME=VALUE changes a setting, as in training",
-    )  # fmt: skip
+    add_config(parser)
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="HTML file to write"
     )

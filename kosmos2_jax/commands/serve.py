@@ -7,7 +7,14 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kosmos2_jax.commands.terminal import Parser, add_checkpoint, note, positive, status
+from kosmos2_jax.commands.terminal import (
+    Parser,
+    add_checkpoint,
+    note,
+    positive,
+    read_model,
+    status,
+)
 from kosmos2_jax.errors import Kosmos2Error
 
 if TYPE_CHECKING:
@@ -79,14 +86,8 @@ def run(args: argparse.Namespace) -> None:
         note(f"whoever reaches {args.host} may use the model: --api-key-file asks for a key")
     with status(f"reading {args.model}") as say:
         from kosmos2_jax.inference.engine import Engine
-        from kosmos2_jax.inference.predictor import Predictor
 
-        predictor = Predictor.from_pretrained(
-            args.model,
-            args.tokenizer,
-            quantization=args.quantization,
-            progress=lambda done: say(f"reading {args.model}: {done / 1e9:.1f} GB"),
-        )
+        predictor = read_model(args, say)
         engine = Engine(
             predictor.config, predictor.params, predictor.vocabulary,
             rows=args.rows, max_waiting=args.max_waiting,

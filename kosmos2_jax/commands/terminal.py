@@ -7,9 +7,12 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kosmos2_jax.errors import Kosmos2Error
+
+if TYPE_CHECKING:
+    from kosmos2_jax.inference.predictor import Predictor
 
 PROG = "kosmos2"
 
@@ -50,6 +53,36 @@ def add_checkpoint(parser: Parser) -> None:
     parser.add_argument(
         "--quantization", choices=("none", "int8"), default="none",
         help="int8: a quarter of the memory, and sooner on a CPU",
+    )  # fmt: skip
+
+
+def read_model(args: argparse.Namespace, say: Callable[[str], None]) -> Predictor:
+    """The model that the options name.
+
+    Args:
+      args: of `add_checkpoint` and perhaps `add_length`.
+      say: is told how much is read; from `status`.
+
+    Raises:
+      CheckpointError: see `Predictor.from_pretrained`.
+    """
+    from kosmos2_jax.inference.predictor import Predictor
+
+    length = {"max_new_tokens": args.max_new_tokens} if "max_new_tokens" in args else {}
+    return Predictor.from_pretrained(
+        args.model,
+        args.tokenizer,
+        quantization=args.quantization,
+        progress=lambda done: say(f"reading {args.model}: {done / 1e9:.1f} GB"),
+        **length,
+    )
+
+
+def add_config(parser: Parser) -> None:
+    """The option that names a run's configuration."""
+    parser.add_argument(
+        "--config", required=True, metavar="FILE",
+        help="configuration of a run; --config.NAME=VALUE changes a setting, as in training",
     )  # fmt: skip
 
 
