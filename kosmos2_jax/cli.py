@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from kosmos2_jax.commands import batch as batch_command
 from kosmos2_jax.commands import chat as chat_command
 from kosmos2_jax.commands import compile as compile_command
+from kosmos2_jax.commands import demo as demo_command
 from kosmos2_jax.commands import inspect as inspect_command
 from kosmos2_jax.commands import serve as serve_command
 from kosmos2_jax.commands.terminal import (
@@ -141,7 +142,9 @@ def _answer(
         say("looking at the picture")
         result = task(predictor)
     if args.output:
-        _draw(args, image, result if box is None else _subject_added(result, box))
+        from kosmos2_jax.inference.results import with_subject
+
+        _draw(args, image, result if box is None else with_subject(result, box))
     if args.json:
         print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
     else:
@@ -206,21 +209,6 @@ def _box_of(numbers: Sequence[float], image: Image.Image) -> Box:
     return check_box([number / side for number, side in zip(numbers, sides, strict=True)])
 
 
-def _subject_added(result: GroundedText, box: Box) -> GroundedText:
-    """ "It is ..." with the box that was asked about, to draw it too."""
-    import dataclasses
-
-    from kosmos2_jax.grounding.grounded_text import GroundedText, Span
-
-    beginning = "It is "
-    shift = len(beginning)
-    moved = (
-        dataclasses.replace(span, start=span.start + shift, end=span.end + shift)
-        for span in result.spans
-    )
-    return GroundedText(beginning + result.text, (Span("It", 0, 2, (box,)), *moved))
-
-
 def _make_parser() -> tuple[Parser, dict[str, Parser]]:
     """The parser and those of its commands by name."""
     parser = Parser(
@@ -267,6 +255,7 @@ def _make_parser() -> tuple[Parser, dict[str, Parser]]:
         command("compile", compile_command.run, "compile training for TPUs that are not here")
     )
     serve_command.add_arguments(command("serve", serve_command.run, "answer requests over HTTP"))
+    demo_command.add_arguments(command("demo", demo_command.run, "try the model in the browser"))
     subparsers.add_parser("grit", help="ground captions of your own pictures, as GRIT is made")
     return parser, dict(subparsers.choices)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 from typing import TYPE_CHECKING
 
 from kosmos2_jax.commands.terminal import (
@@ -30,8 +29,6 @@ Ask, and press return. [the dog](0.1,0.2,0.5,0.9) in a question is a phrase with
 /clear        forget what was said and shown
 /help         this
 /quit         or Ctrl-D: end"""
-# As a link in Markdown.
-_PHRASE = re.compile(r"\[([^\[\]]+)\]\(([^()]*)\)")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -88,6 +85,7 @@ class _Talk:
         Raises:
           Kosmos2Error: it cannot be done; what was said before stays.
         """
+        from kosmos2_jax.grounding.links import read_links
         from kosmos2_jax.vision.preprocessing import load_image
 
         word, _, rest = line.partition(" ")
@@ -100,7 +98,7 @@ class _Talk:
         elif word.startswith("/"):
             raise Kosmos2Error(f"There is no {word}: type /help.")
         else:
-            self._ask(read_question(line))
+            self._ask(read_links(line))
 
     def _ask(self, question: GroundedText) -> None:
         from kosmos2_jax.inference.live_text import LiveText
@@ -125,22 +123,3 @@ class _Talk:
         said = dataclasses.replace(answer, spans=spans)
         self._turns.append(Turn(question, said, turn.images))
         self._images = []
-
-
-def read_question(line: str) -> GroundedText:
-    """A question in which [phrase](x1,y1,x2,y2) has a box.
-
-    Raises:
-      BoxError: a box is malformed.
-    """
-    from kosmos2_jax.grounding.boxes import check_box
-    from kosmos2_jax.grounding.grounded_text import GroundedText, Span
-
-    text, spans, place = "", [], 0
-    for match in _PHRASE.finditer(line):
-        text += line[place : match.start()]
-        box = check_box(match[2].split(","))
-        spans.append(Span(match[1], len(text), len(text) + len(match[1]), (box,)))
-        text += match[1]
-        place = match.end()
-    return GroundedText(text + line[place:], tuple(spans))

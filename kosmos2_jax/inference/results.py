@@ -5,14 +5,15 @@ JSON is `GroundedText.to_dict`, a picture `kosmos2_jax.vision.drawing.draw_groun
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
-from kosmos2_jax.grounding.boxes import check_box
-from kosmos2_jax.grounding.grounded_text import GroundedText
+from kosmos2_jax.grounding.boxes import Box, check_box
+from kosmos2_jax.grounding.grounded_text import GroundedText, Span
 from kosmos2_jax.vision.preprocessing import ImageSource, load_image
 
 
@@ -68,3 +69,15 @@ def coco_annotations(
                 entry["score"] = span.scores[number]
             found.append(entry)
     return found
+
+
+def with_subject(answer: GroundedText, box: Box) -> GroundedText:
+    """The answer of `Questions.refer` as a sentence, "It is ...", in which "It" has the box."""
+    beginning = "It is "
+    shift = len(beginning)
+    moved = (
+        dataclasses.replace(span, start=span.start + shift, end=span.end + shift)
+        for span in answer.spans
+    )
+    subject = Span("It", 0, 2, (box,))
+    return GroundedText(beginning + answer.text, (subject, *moved), answer.problems)
