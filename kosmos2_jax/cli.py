@@ -107,7 +107,7 @@ def _refer(args: argparse.Namespace) -> None:
 def _ask(args: argparse.Namespace) -> None:
     from kosmos2_jax.grounding import prompts
 
-    prompts.ask(args.question)
+    prompts.question_text(args.question)
     image = _open_image(args)
     _answer(args, image, lambda predictor: predictor.ask(image, args.question, args.grounded))
 
@@ -163,12 +163,12 @@ def _print(result: GroundedText) -> None:
 
 def _open_image(args: argparse.Namespace) -> Image.Image:
     """The picture, after checking that the result can be written where asked."""
-    from kosmos2_jax.vision.preprocessing import load_image
+    from kosmos2_jax.vision.remote import open_image
 
     if args.output:
         check_output(args.output, args.overwrite)
         _picture_format(args.output)
-    return load_image(args.image)
+    return open_image(args.image)
 
 
 def _picture_format(path: Path) -> str:
@@ -267,7 +267,7 @@ def _add_debug(parser: argparse.ArgumentParser, default: object) -> None:
 
 
 def _add_image(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", metavar="IMAGE", help="picture file")
+    parser.add_argument("image", metavar="IMAGE", help="picture file, or its https address")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

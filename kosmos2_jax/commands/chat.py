@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       Kosmos2Error: a picture or the model cannot be read.
     """
-    from kosmos2_jax.vision.preprocessing import load_image
+    from kosmos2_jax.vision.remote import open_image
 
-    images = [load_image(image) for image in args.images]
+    images = [open_image(image) for image in args.images]
     with status(f"reading {args.model}") as say:
         predictor = read_model(args, say)
     print("Type /help for what can be done here.")
@@ -86,7 +86,7 @@ class _Talk:
           Kosmos2Error: it cannot be done; what was said before stays.
         """
         from kosmos2_jax.grounding.links import read_links
-        from kosmos2_jax.vision.preprocessing import load_image
+        from kosmos2_jax.vision.remote import open_image
 
         word, _, rest = line.partition(" ")
         if word == "/help":
@@ -94,7 +94,7 @@ class _Talk:
         elif word == "/clear":
             self._turns, self._images = [], []
         elif word == "/image":
-            self._images.append(load_image(rest.strip()))
+            self._images.append(open_image(rest.strip()))
         elif word.startswith("/"):
             raise Kosmos2Error(f"There is no {word}: type /help.")
         else:
@@ -103,6 +103,7 @@ class _Talk:
     def _ask(self, question: GroundedText) -> None:
         from kosmos2_jax.inference.live_text import LiveText
         from kosmos2_jax.inference.questions import Turn
+        from kosmos2_jax.inference.results import as_said
 
         turn = Turn(question, images=tuple(self._images))
         asked = self._predictor.questions.chat([*self._turns, turn], self._grounded, self._sampling)
@@ -118,8 +119,5 @@ class _Talk:
             for box, score in zip(span.boxes, span.scores, strict=False):
                 shown = ",".join(f"{value:.3f}" for value in box)
                 print(f"  [{span.text}]({shown})  score {score:.2f}")
-        # A box without a phrase cannot be said again.
-        spans = tuple(span for span in answer.spans if span.start < span.end)
-        said = dataclasses.replace(answer, spans=spans)
-        self._turns.append(Turn(question, said, turn.images))
+        self._turns.append(Turn(question, as_said(answer), turn.images))
         self._images = []

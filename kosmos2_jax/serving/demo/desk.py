@@ -15,7 +15,7 @@ from kosmos2_jax.inference.live_text import LiveText
 from kosmos2_jax.inference.predictor import Predictor
 from kosmos2_jax.inference.questions import Question, Turn
 from kosmos2_jax.inference.requests import Handle
-from kosmos2_jax.inference.results import with_subject
+from kosmos2_jax.inference.results import as_said, with_subject
 from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.serving.demo.view import View, entry
 from kosmos2_jax.serving.settings import ServerSettings
@@ -126,10 +126,7 @@ class Desk:
         chat = self.predictor.questions.chat([*turns, turn], grounded, sampling)
         for views in self._write(visit, chat, keep=answers.append, before=before):
             if answers:
-                # A box without a phrase cannot be said again.
-                spans = tuple(span for span in answers[0].spans if span.start < span.end)
-                said = dataclasses.replace(answers[0], spans=spans)
-                yield views, (*turns, dataclasses.replace(turn, answer=said))
+                yield views, (*turns, dataclasses.replace(turn, answer=as_said(answers[0])))
             else:
                 yield views, turns
 
