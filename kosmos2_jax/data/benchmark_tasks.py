@@ -18,7 +18,7 @@ from kosmos2_jax.data.benchmarks.reading import Problem
 from kosmos2_jax.data.benchmarks.records import Record
 from kosmos2_jax.data.document_tasks import TRUTH, TaskSettings
 from kosmos2_jax.data.examples import Example, encode_example
-from kosmos2_jax.data.features import output_features
+from kosmos2_jax.data.features import EXAMPLE_ID, output_features
 from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.errors import BoxError, MarkupError
 from kosmos2_jax.grounding.boxes import Box
@@ -189,4 +189,4 @@ def _features(
     found = {
         name: tf.ensure_shape(value, [None]) for name, value in zip(types, sequences, strict=True)
     }
-    return found | {TRUTH: tf.ensure_shape(truth, [])}
+    return found | {TRUTH: tf.ensure_shape(truth, []), EXAMPLE_ID: given["id"]}
