@@ -10,7 +10,7 @@ from kosmos2_jax.data.benchmarks.records import QuestionRecord
 from kosmos2_jax.data.document_tasks import TaskSettings
 from kosmos2_jax.data.examples import Example, Picture, Text, question_example
 from kosmos2_jax.evaluation import extraction, vqa
-from kosmos2_jax.evaluation.means import means_by_group
+from kosmos2_jax.evaluation.means import Figure, means_by_group
 from kosmos2_jax.grounding import tags
 
 from .captioning import plain_text
@@ -46,13 +46,13 @@ def vqa_accuracy(targets: Sequence[QuestionRecord], predictions: Sequence[str]) 
     ]
     groups = means_by_group(scores, [(record.group,) for record in targets])
     by_kind = {f"accuracy/{group}": mean for group, (mean, _) in groups.items()}
-    return {"accuracy": sum(scores) / len(scores)} | by_kind
+    return {"accuracy": Figure(scores)} | by_kind
 
 
 def match(targets: Sequence[QuestionRecord], predictions: Sequence[str]) -> dict[str, float]:
     """Exact match and F1 of words."""
     pairs = list(zip(targets, predictions, strict=True))
     return {
-        "exact_match": sum(extraction.exact_match(r.answers, p) for r, p in pairs) / len(pairs),
-        "f1": sum(extraction.f1(r.answers, p) for r, p in pairs) / len(pairs),
+        "exact_match": Figure([extraction.exact_match(r.answers, p) for r, p in pairs]),
+        "f1": Figure([extraction.f1(r.answers, p) for r, p in pairs]),
     }

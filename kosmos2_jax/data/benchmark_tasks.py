@@ -19,7 +19,7 @@ from kosmos2_jax.data.benchmarks.records import Record
 from kosmos2_jax.data.choices import CANDIDATES, longest, read_rows
 from kosmos2_jax.data.document_tasks import TRUTH, TaskSettings
 from kosmos2_jax.data.examples import Example, encode_example
-from kosmos2_jax.data.features import output_features
+from kosmos2_jax.data.features import EXAMPLE_ID, output_features
 from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.errors import BoxError, MarkupError
 from kosmos2_jax.grounding.boxes import Box
@@ -249,7 +249,8 @@ def _features(
     )
     shapes = [[None]] * len(types) + [[]] * len(single)
     names = (*types, *single)
-    return {
+    features = {
         name: tf.ensure_shape(value, shape)
         for name, value, shape in zip(names, found, shapes, strict=True)
     }
+    return features | {EXAMPLE_ID: given["id"]}

@@ -18,7 +18,7 @@ from kosmos2_jax.data.benchmarks.records import (
 from kosmos2_jax.evaluation.sheet import SheetItem, picture_sheet
 from kosmos2_jax.evaluation.vqa import normalize_answer
 from kosmos2_jax.training.processes import is_first
-from kosmos2_jax.training.task_evaluation import TaskResult
+from kosmos2_jax.training.task_scoring import Sample, TaskResult
 
 _COLUMNS = 6
 _PICTURES = 24
@@ -42,11 +42,13 @@ def sheet_items(result: TaskResult, count: int = _PICTURES) -> list[SheetItem]:
     Where it is a list, it holds the answers that are right. Records of benchmarks are shown as
     what they ask and what is true. Anything else is shown as it is.
     """
-    triples = zip(result.images, result.targets, result.predictions, strict=True)
-    return [
-        _item(Image.fromarray(image), truth, found)
-        for _, (image, truth, found) in zip(range(count), triples, strict=False)
-    ]
+    return [sheet_item(result, sample) for sample in result.samples[:count] if sample.pictures]
+
+
+def sheet_item(result: TaskResult, sample: Sample) -> SheetItem:
+    """An example of a task, which has a picture, with what was found; see `sheet_items`."""
+    truth, found = result.targets[sample.number], result.predictions[sample.number]
+    return _item(Image.fromarray(sample.pictures[-1]), truth, found)
 
 
 def _item(image: Image.Image, truth: Any, found: Any) -> SheetItem:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 import numpy as np
 import seqio
 import tensorflow as tf
+from etils import epath
 from jax.sharding import NamedSharding
 
 from kosmos2_jax.data.packing_converter import PackingFeatureConverter
-from kosmos2_jax.data.pictures import decode_picture
+from kosmos2_jax.data.pictures import BROKEN
+from kosmos2_jax.evaluation.predictions import Prediction, answers_of
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model, prompts_of
 from kosmos2_jax.inference.prompt_batch import TEXT_SLOT, PromptBatch
@@ -25,37 +28,35 @@ from kosmos2_jax.training.processes import (
     is_first,
 )
 from kosmos2_jax.training.run_config import EvaluationConfig
+from kosmos2_jax.training.saved_predictions import saved_predictions
+from kosmos2_jax.training.task_scoring import TaskResult, TaskScoring
 
 # What stands for the number of an example in a row that only fills the batch up.
 _NO_EXAMPLE = -1
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskResult:
-    """Figures of one task and what they were made of, in the order of the examples.
-
-    Of several processes the first has all of it, the others the figures alone.
+class _Rows(NamedTuple):
+    """A batch of examples, or what fills it up.
 
     Attributes:
-      metrics: by name.
-      outputs: markup the model wrote after each prompt.
-      predictions: the task's postprocessed outputs.
-      targets: the task's postprocessed truth.
-      images: first picture of each example, uint8 [S, S, 3].
+      numbers: of the examples, -1 where there is none; int32 [B].
+      broken: whether a picture could not be read; bool [B].
+      pictures: of a row at most.
+      features: of the feature converter.
     """
 
-    metrics: dict[str, float]
-    outputs: list[str] = dataclasses.field(default_factory=list)
-    predictions: list[Any] = dataclasses.field(default_factory=list)
-    targets: list[Any] = dataclasses.field(default_factory=list)
-    images: list[np.ndarray] = dataclasses.field(default_factory=list)
+    numbers: np.ndarray
+    broken: np.ndarray
+    pictures: int
+    features: Mapping[str, np.ndarray]
 
 
 class TaskEvaluation:
     """Registered seqio tasks, answered by the model and scored by `seqio.Evaluator`.
 
     Of several processes each prepares its share of the examples, all answer them together, and the
-    first scores. What is read of a task is kept for the next time.
+    first saves and scores. The first examples of a task, where no more are asked, are kept for the
+    next time.
     """
 
     def __init__(
@@ -85,44 +86,85 @@ class TaskEvaluation:
         devices = rows.mesh.size // rows.shard_shape((rows.mesh.size,))[0]
         self._batch_size = -(-config.batch_size // devices) * devices
         self._shard = data_shard(rows, self._batch_size)
-        self._converter = PackingFeatureConverter(model.config.vision.image_size)
+        self._image_size = model.config.vision.image_size
+        self._converter = PackingFeatureConverter(self._image_size)
         self._share = functools.cache(self._read_share)
-        self._evaluator = functools.cache(self._open_evaluator)
+        self._scoring = functools.cache(self._open_scoring)
 
-    def __call__(self, params: Any, limit: int = 0) -> dict[str, TaskResult]:
-        """Result by task.
+    def __call__(
+        self, params: Any, limit: int = 0, folder: epath.Path | None = None
+    ) -> dict[str, TaskResult]:
+        """Result by task; see `evaluate`."""
+        return {name: self.evaluate(params, name, limit, folder) for name in self._config.tasks}
+
+    def evaluate(
+        self, params: Any, name: str, limit: int = 0, folder: epath.Path | None = None
+    ) -> TaskResult:
+        """Result of one task.
 
         Args:
           params: unboxed parameters.
-          limit: examples of a task at most, the first ones; 0 for all.
+          name: of the task.
+          limit: examples at most, the first ones; 0 for all.
+          folder: gets `TASK.jsonl`, the predictions; what is in it is not asked again. None to
+            save nothing.
+
+        Raises:
+          Kosmos2Error: the task cannot be asked or scored, or the saved predictions are not its.
         """
-        return {name: self._evaluate(params, name, limit) for name in self._config.tasks}
+        scoring = self._scoring(name, limit) if is_first() else None
+        ids = scoring.ids if scoring else []
+        with saved_predictions(folder, name) as saved:
+            done = [
+                n for n, batch in enumerate(self._in_batches(ids)) if batch <= saved.found.keys()
+            ]
+            for predictions in self._answer(params, name, limit, set(gather(done)[0])):
+                saved.add(dataclasses.replace(p, id=ids[n]) for n, p in predictions.items() if ids)
+        figures, result = {}, None
+        if scoring:
+            own = set(ids)  # there may be more in the folder than are asked now
+            predictions = [p for p in saved.found.values() if p.id in own]
+            result = scoring.score(answers_of(ids, predictions, name))
+            figures = result.metrics
+        return result or TaskResult(gather(figures)[0])
 
-    def _evaluate(self, params: Any, name: str, limit: int) -> TaskResult:
-        written = self._answer(params, name, limit)
-        result = self._score(written, name, limit) if is_first() else None
-        figures = gather(result.metrics if result else None)[0]
-        return result or TaskResult(figures)
+    def _in_batches(self, ids: Sequence[str]) -> list[set[str]]:
+        size = self._batch_size
+        return [set(ids[start : start + size]) for start in range(0, len(ids), size)]
 
-    def _answer(self, params: Any, name: str, limit: int) -> dict[int, list[int]]:
-        """Tokens written after the prompt of each example, by its number."""
-        written: dict[int, list[int]] = {}
-        batches = self._batches(self._share(name, limit))
+    def _answer(
+        self, params: Any, name: str, limit: int, done: Set[int]
+    ) -> Iterator[dict[int, Prediction]]:
+        """Batch by batch what is answered, by number of the example; without those `done`.
+
+        Batches are the same ones whatever is done, so that an evaluation that goes on gives what
+        one that was never stopped does.
+        """
+        batches = self._batches(self._share(name, limit), done)
         while True:
-            numbers, rows = next(batches)
-            prompts = prompts_of(rows)
-            told = gather([bool((numbers >= 0).any()), prompts.tokens.shape[1]])
-            if not any(has_examples for has_examples, _ in told):
-                return written
-            prompts = _widened(prompts, max(places for _, places in told))
-            batch = global_batch({"numbers": numbers, **prompts._asdict()}, self._rows)
-            numbers = host_values(batch.pop("numbers"))
+            rows = next(batches)
+            prompts = prompts_of(rows.features)
+            own = [bool((rows.numbers >= 0).any()), prompts.tokens.shape[1], rows.pictures]
+            some, places, pictures = (max(values) for values in zip(*gather(own), strict=True))
+            if not some:
+                return
+            prompts = _widened(prompts, places)
+            prompts = prompts._replace(images=prompts.images[:, :pictures] if pictures else None)
+            batch = {"numbers": rows.numbers, "broken": rows.broken, **prompts._asdict()}
+            batch = global_batch(batch, self._rows)
+            numbers, broken = host_values(batch.pop("numbers")), host_values(batch.pop("broken"))
             tokens = host_values(self._model.generate(params, PromptBatch(**batch)).tokens)
-            found = zip(numbers.tolist(), tokens.tolist(), strict=True)
-            written |= {number: row for number, row in found if number != _NO_EXAMPLE}
+            found = zip(numbers.tolist(), broken.tolist(), tokens, strict=True)
+            yield {
+                number: Prediction("", error=BROKEN)
+                if is_broken
+                else Prediction("", self._vocabulary.decode(written))
+                for number, is_broken, written in found
+                if number != _NO_EXAMPLE
+            }
 
     def _read_share(self, name: str, limit: int) -> tf.data.Dataset:
-        """The examples that this process prepares, as batches of rows; the last may be short."""
+        """The examples that this process prepares, each with its number."""
         examples = seqio.get_mixture_or_task(name).get_dataset(
             self._lengths, split=self._split, shuffle=False, num_epochs=1
         )
@@ -133,58 +175,48 @@ class TaskEvaluation:
             place = number % self._batch_size
             return (place >= first) & (place < first + share)
 
+        examples = examples.take(limit or -1).enumerate().filter(mine)
         # Encoded pictures are kept; they are decoded each time.
-        examples = examples.take(limit or -1).enumerate().filter(mine).map(_second).cache()
-        return self._converter(examples, self._lengths).batch(share)
+        return examples.cache() if limit else examples
 
-    def _batches(self, share: tf.data.Dataset) -> Iterator[tuple[np.ndarray, Any]]:
-        """Numbers of examples and their rows, one shape and so one compilation; without end.
+    def _batches(self, share: tf.data.Dataset, done: Set[int]) -> Iterator[_Rows]:
+        """Rows of one shape and so one compilation; without end.
 
         Others may have examples left when this process has none.
         """
+        if done:
+            numbers = tf.constant(sorted(done), tf.int64)
+            share = share.filter(
+                lambda number, _: tf.reduce_all(numbers != number // self._batch_size)
+            )
         size = self._batch_size // self._shard.count
+        rows = self._converter(share.map(_second), self._lengths).batch(size)
         last = {
             name: np.zeros(spec.shape[1:], spec.dtype.as_numpy_dtype)
-            for name, spec in share.element_spec.items()
+            for name, spec in rows.element_spec.items()
         }
-        number = self._shard.number * size
-        for batch in share.as_numpy_iterator():
+        places = (place for place in itertools.count() if place not in done)
+        for place, batch in zip(places, rows.as_numpy_iterator(), strict=False):
             count = len(batch["tokens"])
             last = {name: values[-1] for name, values in batch.items()}
             filler = _repeated(last, size - count)
-            rows = {name: np.concatenate([batch[name], filler[name]]) for name in batch}
+            features = {name: np.concatenate([batch[name], filler[name]]) for name in batch}
             numbers = np.full(size, _NO_EXAMPLE, np.int32)
-            numbers[:count] = np.arange(number, number + count)
-            yield numbers, rows
-            number += self._batch_size
+            first = place * self._batch_size + self._shard.number * size
+            numbers[:count] = np.arange(first, first + count)
+            yield self._as_rows(numbers, features)
         while True:
-            yield np.full(size, _NO_EXAMPLE, np.int32), _repeated(last, size)
+            yield self._as_rows(np.full(size, _NO_EXAMPLE, np.int32), _repeated(last, size))
 
-    def _open_evaluator(self, name: str, limit: int) -> seqio.Evaluator:
-        return seqio.Evaluator(
-            name,
-            feature_converter=self._converter,
-            eval_split=self._split,
-            sequence_length=self._lengths,
-            num_examples=limit or None,
-        )
+    def _as_rows(self, numbers: np.ndarray, features: Mapping[str, np.ndarray]) -> _Rows:
+        slots = self._model.config.resampler.num_latents
+        pictures = int(features["image_slots"].max() + slots) // slots
+        # An example of a broken picture has no weight left, see `decode_row`.
+        return _Rows(numbers, ~features["loss_weights"].any(axis=1), pictures, features)
 
-    def _score(self, written: Mapping[int, list[int]], name: str, limit: int) -> TaskResult:
-        evaluator, task = self._evaluator(name, limit), seqio.TaskRegistry.get(name)
-        answers = sorted(written.items())
-        metrics, _ = evaluator.evaluate(compute_metrics=True, predict_fn=lambda _: answers)
-        examples = list(evaluator.cached_task_datasets[name].as_numpy_iterator())
-        outputs = [self._vocabulary.decode(written[i]) for i in range(len(examples))]
-        image_size = self._model.config.vision.image_size
-        return TaskResult(
-            metrics={name: float(value) for name, value in metrics.result()[name].items()},
-            outputs=outputs,
-            predictions=[
-                task.postprocess_fn(text, example=example, is_target=False)
-                for text, example in zip(outputs, examples, strict=True)
-            ],
-            targets=[task.postprocess_fn("", example=e, is_target=True) for e in examples],
-            images=[decode_picture(example["images"][0], image_size) for example in examples],
+    def _open_scoring(self, name: str, limit: int) -> TaskScoring:
+        return TaskScoring(
+            name, self._vocabulary, self._lengths, self._image_size, self._split, limit
         )
 
 
