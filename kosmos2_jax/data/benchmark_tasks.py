@@ -224,8 +224,8 @@ def _check_lengths(
             f"Example {identity!r} of {name} has {tokens} tokens: set data.length to {tokens - 1} "
             "or more."
         )
-    pictures = len(features["images"])
-    if pictures > limits.get("images", pictures):
+    pictures, limit = len(features["images"]), limits.get("images", 0)
+    if limit and pictures > limit:  # who wants no pictures at all may go without
         raise DataError(
             f"Example {identity!r} of {name} has {pictures} pictures: set data.images to "
             f"{pictures} or more."

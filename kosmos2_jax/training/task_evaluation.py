@@ -14,12 +14,20 @@ import tensorflow as tf
 from etils import epath
 from jax.sharding import NamedSharding
 
+from kosmos2_jax.data.choices import (
+    CANDIDATES,
+    CONSTRAINED,
+    FEATURES,
+    RATIONALE,
+    read_rows,
+)
 from kosmos2_jax.data.packing_converter import PackingFeatureConverter
 from kosmos2_jax.data.pictures import BROKEN
 from kosmos2_jax.evaluation.predictions import Prediction, answers_of
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model, prompts_of
 from kosmos2_jax.inference.prompt_batch import TEXT_SLOT, PromptBatch
+from kosmos2_jax.training.candidate_scoring import Asked, CandidateScoring, most_likely
 from kosmos2_jax.training.processes import (
     data_shard,
     gather,
@@ -87,9 +95,9 @@ class TaskEvaluation:
         self._batch_size = -(-config.batch_size // devices) * devices
         self._shard = data_shard(rows, self._batch_size)
         self._image_size = model.config.vision.image_size
-        self._converter = PackingFeatureConverter(self._image_size)
         self._share = functools.cache(self._read_share)
         self._scoring = functools.cache(self._open_scoring)
+        self._candidates = CandidateScoring(model, rows, self._batch_size, self._shard)
 
     def __call__(
         self, params: Any, limit: int = 0, folder: epath.Path | None = None
@@ -150,18 +158,57 @@ class TaskEvaluation:
                 return
             prompts = _widened(prompts, places)
             prompts = prompts._replace(images=prompts.images[:, :pictures] if pictures else None)
-            batch = {"numbers": rows.numbers, "broken": rows.broken, **prompts._asdict()}
-            batch = global_batch(batch, self._rows)
-            numbers, broken = host_values(batch.pop("numbers")), host_values(batch.pop("broken"))
-            tokens = host_values(self._model.generate(params, PromptBatch(**batch)).tokens)
-            found = zip(numbers.tolist(), broken.tolist(), tokens, strict=True)
-            yield {
-                number: Prediction("", error=BROKEN)
-                if is_broken
-                else Prediction("", self._vocabulary.decode(written))
-                for number, is_broken, written in found
-                if number != _NO_EXAMPLE
-            }
+            answer = self._choose if CANDIDATES in rows.features else self._write
+            yield answer(params, rows, prompts)
+
+    def _write(self, params: Any, rows: _Rows, prompts: PromptBatch) -> dict[int, Prediction]:
+        """What the model writes after each prompt, of all processes, by number of the example."""
+        return {
+            number: Prediction("", error=BROKEN)
+            if is_broken
+            else Prediction("", self._vocabulary.decode(tokens))
+            for number, is_broken, tokens in self._written(params, rows, prompts)
+        }
+
+    def _written(
+        self, params: Any, rows: _Rows, prompts: PromptBatch
+    ) -> list[tuple[int, bool, np.ndarray]]:
+        """Number of the example, whether a picture is broken, and tokens; of all processes."""
+        batch = {"numbers": rows.numbers, "broken": rows.broken, **prompts._asdict()}
+        batch = global_batch(batch, self._rows)
+        numbers, broken = host_values(batch.pop("numbers")), host_values(batch.pop("broken"))
+        tokens = host_values(self._model.generate(params, PromptBatch(**batch)).tokens)
+        found = zip(numbers.tolist(), broken.tolist(), tokens, strict=True)
+        return [each for each in found if each[0] != _NO_EXAMPLE]
+
+    def _choose(self, params: Any, rows: _Rows, prompts: PromptBatch) -> dict[int, Prediction]:
+        """Scores of each example's candidates, or the likeliest one, as `_write`."""
+        features, rationales, places = rows.features, {}, np.zeros(len(rows.numbers), np.int32)
+        if RATIONALE in features:
+            places = features[RATIONALE]
+            written = self._written(params, rows, prompts)
+            rationales = {number: _until_end(tokens) for number, _, tokens in written}
+        numbers = rows.numbers.tolist()
+        own = np.flatnonzero((rows.numbers != _NO_EXAMPLE) & ~rows.broken).tolist()
+        asked = [
+            Asked(
+                read_rows(features[CANDIDATES][n]),
+                features["images"][n],
+                rationales.get(numbers[n], ()),
+                int(places[n]),
+            )
+            for n in own
+        ]
+        broken = np.flatnonzero((rows.numbers != _NO_EXAMPLE) & rows.broken).tolist()
+        found: dict[int, dict[str, Any]] = {numbers[n]: {"error": BROKEN} for n in broken}
+        for n, example, scores in zip(own, asked, self._candidates(params, asked), strict=True):
+            if CONSTRAINED in features:
+                output = self._vocabulary.decode(most_likely(example.rows, scores))
+                found[numbers[n]] = {"output": output}
+            else:
+                found[numbers[n]] = {"scores": scores}
+        parts = gather(found)
+        return {int(n): Prediction("", **told) for part in parts for n, told in part.items()}
 
     def _read_share(self, name: str, limit: int) -> tf.data.Dataset:
         """The examples that this process prepares, each with its number."""
@@ -190,15 +237,19 @@ class TaskEvaluation:
                 lambda number, _: tf.reduce_all(numbers != number // self._batch_size)
             )
         size = self._batch_size // self._shard.count
-        rows = self._converter(share.map(_second), self._lengths).batch(size)
+        examples = share.map(_second)
+        spec = examples.element_spec
+        keep = {name: spec[name].dtype for name in FEATURES if name in spec}
+        convert = PackingFeatureConverter(self._image_size, keep=keep)
+        rows = convert(examples, self._lengths).batch(size)
         last = {
-            name: np.zeros(spec.shape[1:], spec.dtype.as_numpy_dtype)
+            name: np.zeros((1, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
             for name, spec in rows.element_spec.items()
         }
         places = (place for place in itertools.count() if place not in done)
         for place, batch in zip(places, rows.as_numpy_iterator(), strict=False):
             count = len(batch["tokens"])
-            last = {name: values[-1] for name, values in batch.items()}
+            last = {name: values[-1:] for name, values in batch.items()}
             filler = _repeated(last, size - count)
             features = {name: np.concatenate([batch[name], filler[name]]) for name in batch}
             numbers = np.full(size, _NO_EXAMPLE, np.int32)
@@ -225,7 +276,13 @@ def _second(_: Any, example: Any) -> Any:
 
 
 def _repeated(row: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    return {name: np.repeat(value[None], count, axis=0) for name, value in row.items()}
+    return {name: np.repeat(value, count, axis=0) for name, value in row.items()}
+
+
+def _until_end(tokens: np.ndarray) -> list[int]:
+    """What was written, without what ended it and the padding behind."""
+    ends = (Kosmos2Vocabulary.eos_id, Kosmos2Vocabulary.pad_id)
+    return list(itertools.takewhile(lambda token: token not in ends, tokens.tolist()))
 
 
 def _widened(prompts: PromptBatch, places: int) -> PromptBatch:
