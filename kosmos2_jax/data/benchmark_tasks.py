@@ -13,9 +13,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS, BenchmarkTask
 from kosmos2_jax.data.benchmarks import BENCHMARKS
 from kosmos2_jax.data.benchmarks.reading import Problem
 from kosmos2_jax.data.benchmarks.records import Record
+from kosmos2_jax.data.demonstrations import Demonstrations
 from kosmos2_jax.data.document_tasks import TRUTH, TaskSettings
 from kosmos2_jax.data.examples import Example, encode_example
 from kosmos2_jax.data.features import EXAMPLE_ID, output_features
@@ -59,6 +61,8 @@ def add_benchmark_task(
     build: Build[R],
     read: Read[R],
     measure: Measure[R],
+    num_beams: int = 1,
+    shots: int = 0,
 ) -> None:
     """Adds a task over one split of a benchmark, in place of any of the same name.
 
@@ -76,6 +80,8 @@ def add_benchmark_task(
       build: see `Build`; what it cannot express as markup is lost.
       read: see `Read`.
       measure: see `Measure`; 0 must be the worst.
+      num_beams: see `BenchmarkTask`.
+      shots: demonstrations before what is asked, drawn for each example by `settings.seed`.
     """
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
@@ -84,6 +90,17 @@ def add_benchmark_task(
     def questions() -> Questions[R]:
         return _ask(benchmark, folder, split, build)
 
+    BENCHMARK_TASKS[name] = BenchmarkTask(benchmark, split, folder, questions, num_beams, shots)
+    shown = Demonstrations(
+        lambda: _ask(benchmark, folder, BENCHMARKS[benchmark].train, build).records.values(),
+        lambda record: build(record, read_picture(record.image)),
+        shots,
+        settings.seed,
+    )
+
+    def build_all(record: R, picture: bytes) -> Example:
+        return Example((*shown.before(record.id), *build(record, picture).parts))
+
     def source(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         return tf.data.Dataset.from_tensor_slices({"id": list(questions().records)})
 
@@ -91,7 +108,7 @@ def add_benchmark_task(
         dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None
     ) -> tf.data.Dataset:
         limit = sequence_length["targets"] if sequence_length else None
-        encode = functools.partial(_encode, name, questions, build, settings, limit)
+        encode = functools.partial(_encode, name, questions, build_all, settings, limit)
         return dataset.map(functools.partial(_features, encode))
 
     def postprocess(output: str, example: Mapping[str, Any], is_target: bool) -> Any:
@@ -158,10 +175,7 @@ def _encode(
     identity: bytes,
 ) -> tuple[np.ndarray, ...]:
     record = questions().records[identity.decode()]
-    try:
-        picture = Path(record.image).read_bytes()
-    except OSError as error:
-        raise DataError(f"{record.image!r} cannot be read: {error.strerror}.") from None
+    picture = read_picture(record.image)
     encode = settings.encode
     features = encode_example(
         build(record, picture), settings.vocabulary, encode.num_latents, encode.quantiser
@@ -172,6 +186,18 @@ def _encode(
             f"data.length to {len(features['targets']) - 1} or more."
         )
     return (*features.values(), json.dumps(record.id).encode())
+
+
+def read_picture(path: str) -> bytes:
+    """Returns a picture as it is.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path!r} cannot be read: {error.strerror}.") from None
 
 
 def _features(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -14,12 +15,14 @@ import tensorflow as tf
 from etils import epath
 from jax.sharding import NamedSharding
 
+from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS
 from kosmos2_jax.data.packing_converter import PackingFeatureConverter
 from kosmos2_jax.data.pictures import BROKEN
 from kosmos2_jax.evaluation.predictions import Prediction, answers_of
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model, prompts_of
 from kosmos2_jax.inference.prompt_batch import TEXT_SLOT, PromptBatch
+from kosmos2_jax.inference.sampling import FAIRSEQ
 from kosmos2_jax.training.processes import (
     data_shard,
     gather,
@@ -87,7 +90,7 @@ class TaskEvaluation:
         self._batch_size = -(-config.batch_size // devices) * devices
         self._shard = data_shard(rows, self._batch_size)
         self._image_size = model.config.vision.image_size
-        self._converter = PackingFeatureConverter(self._image_size)
+        self._converter = PackingFeatureConverter(self._image_size, threads=os.cpu_count() or 1)
         self._share = functools.cache(self._read_share)
         self._scoring = functools.cache(self._open_scoring)
 
@@ -120,13 +123,13 @@ class TaskEvaluation:
             ]
             for predictions in self._answer(params, name, limit, set(gather(done)[0])):
                 saved.add(dataclasses.replace(p, id=ids[n]) for n, p in predictions.items() if ids)
-        figures, result = {}, None
+        result = None
         if scoring:
             own = set(ids)  # there may be more in the folder than are asked now
             predictions = [p for p in saved.found.values() if p.id in own]
             result = scoring.score(answers_of(ids, predictions, name))
-            figures = result.metrics
-        return result or TaskResult(gather(figures)[0])
+        figures = gather(result.metrics if result else None)[0]
+        return result or TaskResult(figures)
 
     def _in_batches(self, ids: Sequence[str]) -> list[set[str]]:
         size = self._batch_size
@@ -140,6 +143,13 @@ class TaskEvaluation:
         Batches are the same ones whatever is done, so that an evaluation that goes on gives what
         one that was never stopped does.
         """
+        task = BENCHMARK_TASKS.get(name)
+        sampling = self._model.sampling
+        if task is not None:
+            # As the official code normalises the scores of beams (spec section 4.8).
+            sampling = dataclasses.replace(
+                sampling, num_beams=task.num_beams, beam_normalization=FAIRSEQ
+            )
         batches = self._batches(self._share(name, limit), done)
         while True:
             rows = next(batches)
@@ -153,7 +163,8 @@ class TaskEvaluation:
             batch = {"numbers": rows.numbers, "broken": rows.broken, **prompts._asdict()}
             batch = global_batch(batch, self._rows)
             numbers, broken = host_values(batch.pop("numbers")), host_values(batch.pop("broken"))
-            tokens = host_values(self._model.generate(params, PromptBatch(**batch)).tokens)
+            written = self._model.generate(params, PromptBatch(**batch), sampling)
+            tokens = host_values(written.tokens)
             found = zip(numbers.tolist(), broken.tolist(), tokens, strict=True)
             yield {
                 number: Prediction("", error=BROKEN)
@@ -190,7 +201,7 @@ class TaskEvaluation:
                 lambda number, _: tf.reduce_all(numbers != number // self._batch_size)
             )
         size = self._batch_size // self._shard.count
-        rows = self._converter(share.map(_second), self._lengths).batch(size)
+        rows = self._converter(share.map(_second), self._lengths).batch(size).prefetch(1)
         last = {
             name: np.zeros(spec.shape[1:], spec.dtype.as_numpy_dtype)
             for name, spec in rows.element_spec.items()
