@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,23 +14,49 @@ from kosmos2_jax.evaluation import extraction, vqa
 from kosmos2_jax.evaluation.means import Figure, means_by_group
 from kosmos2_jax.grounding import tags
 
-from .captioning import plain_text
+from .captioning import plain_text, task_name
+
+SHOTS = (2, 4, 8)
+# Splits whose answers are known, and those whose answers a server keeps.
+_SPLITS = {"vqav2": ("val2014",), "vizwiz": ("val",)}
+_SECRET = {"vqav2": ("test-dev2015", "test2015"), "vizwiz": ("test",)}
 
 
 def register(folder: Path, settings: TaskSettings) -> tuple[str, ...]:
-    """Adds a task for each split whose answers are known below `folder`; gives their names."""
+    """Adds tasks for splits of each set below `folder`, few-shot ones too; gives their names."""
     accuracy = {"build": _build, "measure": vqa_accuracy}
-    websrc = {"build": _build_websrc, "measure": match}
-    tasks = (("vqav2", "val2014", accuracy), ("vizwiz", "val", accuracy), ("websrc", "dev", websrc))
-    for benchmark, split, parts in tasks:
-        name, place = f"{benchmark}_{split}", folder / benchmark
-        add_benchmark_task(name, benchmark, split, place, settings, read=plain_text, **parts)
-    return tuple(f"{benchmark}_{split}" for benchmark, split, _ in tasks)
+    asked = [
+        (benchmark, split, shots, accuracy)
+        for benchmark, splits in _SPLITS.items()
+        for split in splits
+        for shots in (0, *SHOTS)
+    ]
+    secret = {"build": _build, "measure": _nothing}
+    asked += [(name, split, 0, secret) for name, splits in _SECRET.items() for split in splits]
+    asked.append(("websrc", "dev", 0, {"build": _build_websrc, "measure": match}))
+    for benchmark, split, shots, parts in asked:
+        add_benchmark_task(
+            task_name(benchmark, split, shots),
+            benchmark,
+            split,
+            folder / benchmark,
+            settings,
+            read=plain_text,
+            shots=shots,
+            **parts,
+        )
+    return tuple(task_name(*parts[:3]) for parts in asked)
 
 
 def _build(record: QuestionRecord, picture: bytes) -> Example:
-    """`Question: {question} Answer:`"""
-    return question_example([picture], [(record.question, record.answers[0])])
+    """`Question: {question} Answer:`, and what most people answered, unless that is secret."""
+    answers = collections.Counter(record.answers).most_common(1) or [("", 0)]
+    return question_example([picture], [(record.question, answers[0][0])])
+
+
+def _nothing(targets: Sequence[QuestionRecord], predictions: Sequence[str]) -> dict[str, float]:
+    """What can be told where answers are secret."""
+    return {}
 
 
 def _build_websrc(record: QuestionRecord, picture: bytes) -> Example:

@@ -13,10 +13,12 @@ from typing import Any, Generic, TypeVar
 import seqio
 import tensorflow as tf
 
+from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS, BenchmarkTask
 from kosmos2_jax.data.benchmarks import BENCHMARKS
 from kosmos2_jax.data.benchmarks.reading import Problem
 from kosmos2_jax.data.benchmarks.records import Record
 from kosmos2_jax.data.choices import CANDIDATES, longest, read_rows
+from kosmos2_jax.data.demonstrations import Demonstrations
 from kosmos2_jax.data.document_tasks import TRUTH, TaskSettings
 from kosmos2_jax.data.examples import Example, encode_example
 from kosmos2_jax.data.features import EXAMPLE_ID, output_features
@@ -60,6 +62,8 @@ def add_benchmark_task(
     build: Build[R],
     read: Read[R],
     measure: Measure[R],
+    num_beams: int = 1,
+    shots: int = 0,
 ) -> None:
     """Adds a task over one split of a benchmark, in place of any of the same name.
 
@@ -77,26 +81,34 @@ def add_benchmark_task(
       build: see `Build`; what it cannot express as markup is lost.
       read: see `Read`.
       measure: see `Measure`; 0 must be the worst.
+      num_beams: see `BenchmarkTask`.
+      shots: demonstrations before what is asked, drawn for each example by `settings.seed`.
     """
     encode = settings.encode
 
+    def ask(split: str) -> AskedRecords[R]:
+        return ask_records(benchmark, folder, split, lambda record: build(record, b""))
+
+    shown = Demonstrations(
+        lambda: ask(BENCHMARKS[benchmark].train).records.values(),
+        lambda record: build(record, read_picture(record.image)),
+        shots,
+        settings.seed,
+    )
+
     def features(record: R) -> dict[str, Any]:
-        example = build(record, read_picture(record.image))
+        own = build(record, read_picture(record.image))
+        example = Example((*shown.before(record.id), *own.parts))
         return encode_example(example, settings.vocabulary, encode.num_latents, encode.quantiser)
 
-    register_task(
-        name,
-        lambda: ask_records(benchmark, folder, split, lambda record: build(record, b"")),
-        settings,
-        encode=features,
-        read=read,
-        measure=measure,
-    )
+    asked = functools.cache(lambda: ask(split))
+    task = BenchmarkTask(benchmark, split, folder, asked, num_beams, shots)
+    register_task(name, task, settings, encode=features, read=read, measure=measure)
 
 
 def register_task(
     name: str,
-    ask: Callable[[], AskedRecords[R]],
+    task: BenchmarkTask,
     settings: TaskSettings,
     *,
     encode: Callable[[R], Mapping[str, Any]],
@@ -108,7 +120,7 @@ def register_task(
 
     Args:
       name: of the task.
-      ask: gives the records; called once, when the task is read.
+      task: whose records are asked.
       settings: vocabulary and pictures.
       encode: gives the features of a record, those of `encode_example` and `more`.
       read: see `Read`.
@@ -117,7 +129,8 @@ def register_task(
     """
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
-    asked = functools.cache(ask)
+    BENCHMARK_TASKS[name] = task
+    asked = task.asked
 
     def source(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         return tf.data.Dataset.from_tensor_slices({"id": list(asked().records)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 from etils import epath
 from jax.sharding import NamedSharding
 
+from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS
 from kosmos2_jax.data.choices import (
     CANDIDATES,
     CONSTRAINED,
@@ -27,6 +29,7 @@ from kosmos2_jax.evaluation.predictions import Prediction, answers_of
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model, prompts_of
 from kosmos2_jax.inference.prompt_batch import TEXT_SLOT, PromptBatch
+from kosmos2_jax.inference.sampling import FAIRSEQ, SamplingConfig
 from kosmos2_jax.training.candidate_scoring import Asked, CandidateScoring, most_likely
 from kosmos2_jax.training.processes import (
     data_shard,
@@ -128,13 +131,13 @@ class TaskEvaluation:
             ]
             for predictions in self._answer(params, name, limit, set(gather(done)[0])):
                 saved.add(dataclasses.replace(p, id=ids[n]) for n, p in predictions.items() if ids)
-        figures, result = {}, None
+        result = None
         if scoring:
             own = set(ids)  # there may be more in the folder than are asked now
             predictions = [p for p in saved.found.values() if p.id in own]
             result = scoring.score(answers_of(ids, predictions, name))
-            figures = result.metrics
-        return result or TaskResult(gather(figures)[0])
+        figures = gather(result.metrics if result else None)[0]
+        return result or TaskResult(figures)
 
     def _in_batches(self, ids: Sequence[str]) -> list[set[str]]:
         size = self._batch_size
@@ -148,6 +151,13 @@ class TaskEvaluation:
         Batches are the same ones whatever is done, so that an evaluation that goes on gives what
         one that was never stopped does.
         """
+        task = BENCHMARK_TASKS.get(name)
+        sampling = self._model.sampling
+        if task is not None:
+            # As the official code normalises the scores of beams (spec section 4.8).
+            sampling = dataclasses.replace(
+                sampling, num_beams=task.num_beams, beam_normalization=FAIRSEQ
+            )
         batches = self._batches(self._share(name, limit), done)
         while True:
             rows = next(batches)
@@ -159,34 +169,39 @@ class TaskEvaluation:
             prompts = _widened(prompts, places)
             prompts = prompts._replace(images=prompts.images[:, :pictures] if pictures else None)
             answer = self._choose if CANDIDATES in rows.features else self._write
-            yield answer(params, rows, prompts)
+            yield answer(params, rows, prompts, sampling)
 
-    def _write(self, params: Any, rows: _Rows, prompts: PromptBatch) -> dict[int, Prediction]:
+    def _write(
+        self, params: Any, rows: _Rows, prompts: PromptBatch, sampling: SamplingConfig
+    ) -> dict[int, Prediction]:
         """What the model writes after each prompt, of all processes, by number of the example."""
         return {
             number: Prediction("", error=BROKEN)
             if is_broken
             else Prediction("", self._vocabulary.decode(tokens))
-            for number, is_broken, tokens in self._written(params, rows, prompts)
+            for number, is_broken, tokens in self._written(params, rows, prompts, sampling)
         }
 
     def _written(
-        self, params: Any, rows: _Rows, prompts: PromptBatch
+        self, params: Any, rows: _Rows, prompts: PromptBatch, sampling: SamplingConfig
     ) -> list[tuple[int, bool, np.ndarray]]:
         """Number of the example, whether a picture is broken, and tokens; of all processes."""
         batch = {"numbers": rows.numbers, "broken": rows.broken, **prompts._asdict()}
         batch = global_batch(batch, self._rows)
         numbers, broken = host_values(batch.pop("numbers")), host_values(batch.pop("broken"))
-        tokens = host_values(self._model.generate(params, PromptBatch(**batch)).tokens)
+        written = self._model.generate(params, PromptBatch(**batch), sampling)
+        tokens = host_values(written.tokens)
         found = zip(numbers.tolist(), broken.tolist(), tokens, strict=True)
         return [each for each in found if each[0] != _NO_EXAMPLE]
 
-    def _choose(self, params: Any, rows: _Rows, prompts: PromptBatch) -> dict[int, Prediction]:
+    def _choose(
+        self, params: Any, rows: _Rows, prompts: PromptBatch, sampling: SamplingConfig
+    ) -> dict[int, Prediction]:
         """Scores of each example's candidates, or the likeliest one, as `_write`."""
         features, rationales, places = rows.features, {}, np.zeros(len(rows.numbers), np.int32)
         if RATIONALE in features:
             places = features[RATIONALE]
-            written = self._written(params, rows, prompts)
+            written = self._written(params, rows, prompts, sampling)
             rationales = {number: _until_end(tokens) for number, _, tokens in written}
         numbers = rows.numbers.tolist()
         own = np.flatnonzero((rows.numbers != _NO_EXAMPLE) & ~rows.broken).tolist()
@@ -240,8 +255,9 @@ class TaskEvaluation:
         examples = share.map(_second)
         spec = examples.element_spec
         keep = {name: spec[name].dtype for name in FEATURES if name in spec}
-        convert = PackingFeatureConverter(self._image_size, keep=keep)
-        rows = convert(examples, self._lengths).batch(size)
+        threads = os.cpu_count() or 1
+        convert = PackingFeatureConverter(self._image_size, threads=threads, keep=keep)
+        rows = convert(examples, self._lengths).batch(size).prefetch(1)
         last = {
             name: np.zeros((1, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
             for name, spec in rows.element_spec.items()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -17,7 +19,7 @@ from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.errors import ConfigError, PredictionError
 from kosmos2_jax.evaluate import evaluate
-from kosmos2_jax.evaluation.predictions import read_predictions
+from kosmos2_jax.evaluation.predictions import Prediction, read_predictions
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model
 from kosmos2_jax.inference.sampling import SamplingConfig
@@ -66,7 +68,13 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, name in enumerate(names):
             content = b"no picture" if number == BROKEN else picture(number)
             (folder / place / name).write_bytes(content)
+    asked = [{"question_id": 7, "image_id": 1, "question": "What is it?"}]
+    asked += [{"question_id": 8, "image_id": 2, "question": "What is lost?"}]
+    secret = folder / "vqav2/test2015/COCO_test2015_000000000001.jpg"
+    secret.parent.mkdir(parents=True)
+    secret.write_bytes(picture(1))
     files = {
+        "vqav2/v2_OpenEnded_mscoco_test-dev2015_questions.json": {"questions": asked},
         "refcoco/mdetr_annotations/finetune_refcoco_val.json": {
             "images": images,
             "annotations": boxes,
@@ -175,3 +183,52 @@ def test_other_models_and_settings_are_refused(run, straight, tmp_path):
     with pytest.raises(PredictionError, match="of 'refcoco_testA', not of 'refcoco_val'"):
         evaluate(run, straight)
     file.write_text(content)
+
+
+def test_saved_predictions_are_scored_without_asking_the_model(run, straight, tmp_path):
+    saved = tmp_path / "saved"
+    shutil.copytree(straight / "predictions", saved)
+    again = dataclasses.replace(run, predictions=str(saved))
+    results = evaluate(again, tmp_path / "again")
+    figures = (straight / "metrics.json").read_text()
+    assert (tmp_path / "again" / "metrics.json").read_text() == figures
+    assert not (tmp_path / "again" / "predictions").exists()
+    # Answers that are right, those that are missing, and one that is empty.
+    lines = [Prediction(str(100 + n), "<object><patch_index_0000><patch_index_0495></object>")
+             for n in range(5)] + [Prediction("105", "")]  # fmt: skip
+    text = "".join(f"{line.to_line(TASKS[0])}\n" for line in lines)
+    (saved / f"{TASKS[0]}.jsonl").write_text(text)
+    results = evaluate(again, tmp_path / "other")
+    result = results[TASKS[0]]
+    assert result.metrics[f"{TASKS[0]}_accuracy"] == pytest.approx(5 / COUNT)
+    assert collections.Counter(result.problems.values()) == {"missing": COUNT - 6, "empty": 1}
+    page = (tmp_path / "other" / "report.html").read_text()
+    assert "12: missing (106, 107, 108, 109, 110, ...)" in page and "data:image/webp" in page
+    assert f"[{100 * result.metrics['refcoco_val_accuracy'].interval().low:.1f}, " in page
+    assert "Peng et al. 2023" in page
+    (saved / f"{TASKS[0]}.jsonl").write_text(2 * text)
+    with pytest.raises(PredictionError, match="have 6 ids .* twice"):
+        evaluate(again, tmp_path / "twice")
+
+
+def test_the_suite_is_what_is_there_and_answers_go_to_the_server(run, tmp_path):
+    """Answers of VQAv2's test are secret; one of its pictures is missing."""
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    secret = "vqav2_test_dev2015"
+    line = Prediction("7", " a <phrase>red</phrase> hat").to_line(secret)
+    (saved / f"{secret}.jsonl").write_text(line)
+    suite = dataclasses.replace(run.evaluation, tasks=())
+    evaluate(dataclasses.replace(run, evaluation=suite, predictions=str(saved)), tmp_path)
+    sent = json.loads((tmp_path / "submissions" / f"{secret}.json").read_text())
+    assert sent == [
+        {"question_id": 7, "answer": "a red hat"},
+        {"question_id": 8, "answer": ""},
+    ]
+    report = (tmp_path / "report.md").read_text()
+    assert "- 1: picture 'COCO_test2015_000000000002.jpg' is missing (8)" in report
+    assert "| refcoco_testA |" in report and "finetune_refcoco_testA.json, from" in report
+    assert "| vqav2_val2014_4shot |" in report and "train2014" in report
+    empty = dataclasses.replace(run.data, folder=str(tmp_path))
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        evaluate(dataclasses.replace(run, evaluation=suite, data=empty), tmp_path / "nothing")

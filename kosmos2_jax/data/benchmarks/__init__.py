@@ -44,6 +44,7 @@ class Benchmark:
       splits: those that can be read, the usual one first.
       files: `split` to the files and folders that it needs, below the folder of the download.
       read: `(folder, split)` to its records.
+      train: the split that demonstrations are drawn from; empty where there is none.
     """
 
     summary: str
@@ -51,6 +52,7 @@ class Benchmark:
     splits: tuple[str, ...]
     files: Callable[[str], tuple[str, ...]]
     read: Callable[[Path, str], Reading]
+    train: str = ""
 
     def missing(self, folder: Path, split: str) -> list[str]:
         """Returns the files and folders that are not there.
@@ -58,8 +60,9 @@ class Benchmark:
         Raises:
           DataError: there is no such split.
         """
-        if split not in self.splits:
-            raise DataError(f"There is no split {split!r}: use one of {', '.join(self.splits)}.")
+        known = (*self.splits, self.train) if self.train else self.splits
+        if split not in known:
+            raise DataError(f"There is no split {split!r}: use one of {', '.join(known)}.")
         return [name for name in self.files(split) if not (folder / name).exists()]
 
 
@@ -111,6 +114,7 @@ BENCHMARKS = {
         refcoco.SETS["refcocog"],
         partial(refcoco.generation_files, "refcocog"),
         partial(refcoco.read_generation, "refcocog"),
+        train="train",
     ),
     "flickr30k_captions": Benchmark(
         "captions of Flickr30k, Karpathy's split",
@@ -118,13 +122,15 @@ BENCHMARKS = {
         ("test", "val"),
         partial(captions.karpathy_files, "flickr30k"),
         partial(captions.read_karpathy, "flickr30k"),
+        train="train",
     ),
     "coco_captions": Benchmark(
         "captions of COCO, Karpathy's split",
-        f"{_KARPATHY}; val2014: {_COCO}",
+        f"{_KARPATHY}; train2014 and val2014: {_COCO}",
         ("test", "val"),
         partial(captions.karpathy_files, "coco"),
         partial(captions.read_karpathy, "coco"),
+        train="train",
     ),
     "coco_val_captions": Benchmark(
         "captions of COCO, its own validation sets",
@@ -139,6 +145,7 @@ BENCHMARKS = {
         questions.VQA_SPLITS,
         questions.vqa_files,
         questions.read_vqa,
+        train="train2014",
     ),
     "vizwiz": Benchmark(
         "questions of blind people, VizWiz-VQA",
@@ -146,6 +153,7 @@ BENCHMARKS = {
         questions.VIZWIZ_SPLITS,
         questions.vizwiz_files,
         questions.read_vizwiz,
+        train="train",
     ),
     "websrc": Benchmark(
         "questions about web pages, WebSRC",

@@ -22,8 +22,13 @@ from kosmos2_jax.data.benchmarks.records import QuestionRecord
 from kosmos2_jax.data.skips import DataError, Unusable
 
 # Pictures of test-dev are those of the whole test set.
-_VQA_IMAGES = {"val2014": "val2014", "test-dev2015": "test2015", "test2015": "test2015"}
-VQA_SPLITS = tuple(_VQA_IMAGES)
+_VQA_IMAGES = {
+    "val2014": "val2014",
+    "test-dev2015": "test2015",
+    "test2015": "test2015",
+    "train2014": "train2014",
+}
+VQA_SPLITS = ("val2014", "test-dev2015", "test2015")
 VIZWIZ_SPLITS = ("val", "test")
 WEBSRC_SPLITS = ("dev",)
 
