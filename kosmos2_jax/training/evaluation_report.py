@@ -13,11 +13,14 @@ from kosmos2_jax.data.benchmarks import BENCHMARKS
 from kosmos2_jax.data.benchmarks.records import (
     CaptionRecord,
     ChoiceRecord,
+    DescribedRecord,
+    MatrixRecord,
     NameRecord,
     PhraseRecord,
     QuestionRecord,
     ReferringRecord,
 )
+from kosmos2_jax.data.choice_tasks import Chosen
 from kosmos2_jax.evaluation.means import Figure, Interval
 from kosmos2_jax.evaluation.paper_values import paper_value
 from kosmos2_jax.evaluation.results import (
@@ -102,8 +105,10 @@ def _shown(result: TaskResult, sample: Sample) -> ShownExample:
 
 
 def _answer(target: Any, found: Any, output: str) -> str:
-    if isinstance(target, ChoiceRecord) and isinstance(found, Sequence):
-        return target.options[found[0]].answer
+    if isinstance(found, Chosen):
+        if isinstance(target, ChoiceRecord):
+            return target.options[found.mean].answer
+        return f"candidate {found.mean + 1}"
     return output
 
 
@@ -122,6 +127,10 @@ def _truth(target: Any) -> str:
             return "secret" if target.answer is None else target.options[target.answer].answer
         case NameRecord():
             return ", ".join(target.names)
+        case DescribedRecord():
+            return target.names[target.answer]
+        case MatrixRecord():
+            return f"candidate {target.answer + 1}"
         case {"phrase": phrase, "boxes": _}:
             return f"the dashed box: {phrase}"
         case list():

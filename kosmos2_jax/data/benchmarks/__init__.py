@@ -12,12 +12,15 @@ from functools import partial
 from pathlib import Path
 
 from kosmos2_jax.data.benchmarks import (
+    birds,
     captions,
+    commonsense,
     flickr30k,
     imagenet,
     language,
     picture_choices,
     questions,
+    raven,
     refcoco,
 )
 from kosmos2_jax.data.benchmarks.reading import Reading
@@ -27,6 +30,7 @@ _COCO = "https://cocodataset.org/#download"
 _MDETR = "https://zenodo.org/record/4729015 (mdetr_annotations.tar.gz)"
 _KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 _FLICKR = "https://shannon.cs.illinois.edu/DenotationGraph/ (pictures, on request)"
+_VALM = "https://github.com/Victorwz/VaLM/tree/main/data"
 _SUPERGLUE = "https://super.gluebenchmark.com/tasks"
 
 
@@ -71,6 +75,15 @@ def _language(task: str, summary: str, source: str) -> Benchmark:
         (split,),
         lambda split: names,
         lambda folder, split: language.read(task, folder),
+    )
+
+
+def _commonsense(
+    summary: str, file: str, folder: str, read: Callable[[Path], Reading]
+) -> Benchmark:
+    source = f"{_VALM}/{folder}"
+    return Benchmark(
+        summary, source, ("test",), lambda split: (file,), lambda folder, split: read(folder)
     )
 
 
@@ -202,5 +215,39 @@ BENCHMARKS = {
         "storycloze",
         "how a story ends, Story Cloze of spring 2016",
         "https://cs.rochester.edu/nlp/rocstories/ (on request)",
+    ),
+    "relative_size": _commonsense(
+        "which of two things is larger, RelativeSize",
+        commonsense.RELATIVE_SIZE_FILE,
+        "object_size",
+        commonsense.read_relative_size,
+    ),
+    "memory_color": _commonsense(
+        "the colour of a thing, MemoryColor",
+        commonsense.MEMORY_COLOR_FILE,
+        "object_color",
+        commonsense.read_memory_color,
+    ),
+    "color_terms": _commonsense(
+        "the colour of a thing, ColorTerms",
+        commonsense.COLOR_TERMS_FILE,
+        "object_color",
+        commonsense.read_color_terms,
+    ),
+    "raven": Benchmark(
+        "which picture comes next, the matrices of Kosmos-1's IQ test",
+        "https://aka.ms/kosmos-iq50 (laid out as kosmos2_jax/data/benchmarks/raven.py says: the "
+        "archive's own layout could not be verified)",
+        ("test",),
+        lambda split: raven.FILES,
+        lambda folder, split: raven.read(folder),
+    ),
+    "birds": Benchmark(
+        "which of two birds, by their descriptions",
+        "nowhere, it was never published (https://arxiv.org/abs/2302.14045, section 4.7): lay "
+        "yours out as kosmos2_jax/data/benchmarks/birds.py says",
+        ("test",),
+        lambda split: birds.FILES,
+        lambda folder, split: birds.read(folder),
     ),
 }
