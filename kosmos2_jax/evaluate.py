@@ -129,9 +129,9 @@ def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResul
         about = _about(run, settings, digest)
         write_report(Results(run.checkpoint, about, _reports(results), not_prepared), workdir)
         (workdir / METRICS_JSON).write_text(json.dumps(figures, indent=2) + "\n")
-    say(", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-    for name, missing in not_prepared.items():
-        say(f"not measured: {name}: {missing}")
+    say(", ".join(f"{name} {value:.3f}" for name, value in figures.items() if "/" not in name))
+    if not_prepared:
+        say(f"not measured, as files are missing: {', '.join(not_prepared)}")
     say(f"report: {workdir / REPORT_HTML}")
     return results
 

@@ -6,6 +6,7 @@ Spec sections 5.6 to 5.8.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kosmos2_jax.data.choice_tasks import Chosen, Scores, add_choice_task, choic
 from kosmos2_jax.data.choices import Choice
 from kosmos2_jax.data.document_tasks import TaskSettings
 from kosmos2_jax.data.examples import Picture, Text
+from kosmos2_jax.evaluation.means import Figure
 from kosmos2_jax.evaluation.roc import roc_auc
 from kosmos2_jax.grounding import tags
 
@@ -75,7 +77,7 @@ def hateful_figures(
 ) -> dict[str, float]:
     """ROC-AUC; where there are no scores, the picture is ranked as wrongly as can be."""
     labels = [record.answer == 0 for record in targets]
-    worst = [float("-inf") if label else float("inf") for label in labels]
+    worst = [-math.inf if label else math.inf for label in labels]
     found = [w if p is None else p for w, p in zip(worst, predictions, strict=True)]
     return {"roc_auc": roc_auc(labels, found)}
 
@@ -100,5 +102,5 @@ def matrix_figures(
 ) -> dict[str, float]:
     """Share of matrices whose right candidate has the most probable "Yes"."""
     pairs = zip(targets, predictions, strict=True)
-    right = [chosen is not None and chosen.mean == record.answer for record, chosen in pairs]
-    return {"accuracy": sum(right) / len(right)}
+    right = [float(c is not None and c.mean == record.answer) for record, c in pairs]
+    return {"accuracy": Figure(right)}

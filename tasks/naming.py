@@ -14,19 +14,20 @@ from kosmos2_jax.data.choice_tasks import add_constrained_task
 from kosmos2_jax.data.choices import Choice
 from kosmos2_jax.data.document_tasks import TaskSettings
 from kosmos2_jax.data.examples import Example, Picture, Text
-from kosmos2_jax.evaluation.means import means_by_group
+from kosmos2_jax.evaluation.means import Figure, means_by_group
 from kosmos2_jax.grounding import tags
 
 from .captioning import plain_text
 
 IMAGENET_PROMPT = "The photo of the"
+_BEAMS = 2
 
 
 def register(folder: Path, settings: TaskSettings) -> tuple[str, ...]:
     """Adds tasks over `folder/imagenet` and `folder/birds`; gives their names."""
     place = ("imagenet", "val", folder / "imagenet", settings)
     parts = {"read": plain_text, "measure": name_figures}
-    add_benchmark_task("imagenet_val", *place, build=_build_name, **parts)
+    add_benchmark_task("imagenet_val", *place, build=_build_name, num_beams=_BEAMS, **parts)
     choose = functools.partial(_choose_name, _class_names(folder / "imagenet"))
     add_constrained_task("imagenet_constrained_val", *place, choose=choose, **parts)
     names = ["imagenet_val", "imagenet_constrained_val"]
@@ -80,8 +81,8 @@ def name_figures(targets: Sequence[NameRecord], predictions: Sequence[str]) -> d
     """Share of answers that are the class's first name to the letter, and any of its names."""
     pairs = list(zip(targets, predictions, strict=True))
     return {
-        "accuracy": sum(answer == record.names[0] for record, answer in pairs) / len(pairs),
-        "accuracy_any_name": sum(answer in record.names for record, answer in pairs) / len(pairs),
+        "accuracy": Figure([float(answer == record.names[0]) for record, answer in pairs]),
+        "accuracy_any_name": Figure([float(answer in record.names) for record, answer in pairs]),
     }
 
 
@@ -107,7 +108,7 @@ def bird_figures(
     ]
     groups = means_by_group(right, [(" / ".join(record.names),) for record in targets])
     by_pair = {f"accuracy/{group}": mean for group, (mean, _) in groups.items()}
-    return {"accuracy": sum(right) / len(right)} | by_pair
+    return {"accuracy": Figure(right)} | by_pair
 
 
 def _named(record: DescribedRecord, answer: str) -> set[int]:

@@ -27,7 +27,7 @@ from kosmos2_jax.data.benchmarks.records import ChoiceRecord, Record
 from kosmos2_jax.data.choices import CANDIDATES, CONSTRAINED, RATIONALE, Choice, encode_choices
 from kosmos2_jax.data.document_tasks import TaskSettings
 from kosmos2_jax.evaluation.candidates import MEAN, SUM, best_candidate
-from kosmos2_jax.evaluation.means import means_by_group
+from kosmos2_jax.evaluation.means import Figure, means_by_group
 
 R = TypeVar("R", bound=Record)
 
@@ -142,7 +142,7 @@ def choice_figures(
             float(chosen is not None and chosen[place] == record.answer)
             for record, chosen in zip(targets, predictions, strict=True)
         ]
-        found[figure] = sum(right) / len(right)
+        found[figure] = Figure(right)
         if place == 0:
             groups = means_by_group(right, [(r.group,) if r.group else () for r in targets])
             found |= {f"{figure}/{group}": mean for group, (mean, _) in groups.items()}

@@ -25,6 +25,7 @@ CANDIDATES = "candidates"
 RATIONALE = "rationale"
 # tf.bool []: there where the most likely candidate is written, instead of all being scored.
 CONSTRAINED = "constrained"
+FEATURES = (CANDIDATES, RATIONALE, CONSTRAINED)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,7 +115,8 @@ def _answer(target: Any, found: Any, output: str) -> str:
 def _truth(target: Any) -> str:
     match target:
         case PhraseRecord():
-            return f"{len(target.boxes)} boxes of {target.phrase!r}, dashed in the picture"
+            boxes = "the dashed box" if len(target.boxes) == 1 else "any of the dashed boxes"
+            return f"{boxes}: {target.phrase}"
         case ReferringRecord():
             return f"the dashed box: {' / '.join(target.expressions)}"
         case CaptionRecord():

@@ -11,10 +11,15 @@ from PIL import Image
 from kosmos2_jax.data.benchmark_tasks import fractions
 from kosmos2_jax.data.benchmarks.records import (
     CaptionRecord,
+    ChoiceRecord,
+    DescribedRecord,
+    MatrixRecord,
+    NameRecord,
     PhraseRecord,
     QuestionRecord,
     ReferringRecord,
 )
+from kosmos2_jax.data.choice_tasks import Chosen
 from kosmos2_jax.evaluation.sheet import SheetItem, picture_sheet
 from kosmos2_jax.evaluation.vqa import normalize_answer
 from kosmos2_jax.training.processes import is_first
@@ -72,4 +77,17 @@ def _item(image: Image.Image, truth: Any, found: Any) -> SheetItem:
         case QuestionRecord():
             right = normalize_answer(found) in map(normalize_answer, truth.answers)
             return SheetItem(image, f"{truth.question} {found}", correct=right)
+        case ChoiceRecord(options=options) if isinstance(found, Chosen):
+            option = options[found.mean]
+            said = f"{option.prompt} {option.answer}"
+            return SheetItem(image, said, correct=found.mean == truth.answer)
+        case ChoiceRecord(options=options):
+            return SheetItem(image, f"{options[0].prompt} {options[0].answer}: {found}")
+        case MatrixRecord():
+            right = None if found is None else found.mean == truth.answer
+            return SheetItem(image, f"{truth.id} / {found}", correct=right)
+        case NameRecord():
+            return SheetItem(image, f"{truth.names[0]} / {found}", correct=found in truth.names)
+        case DescribedRecord():
+            return SheetItem(image, f"{truth.names[truth.answer]} / {found}")
     return SheetItem(image, f"{truth} / {found}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import seqio
 
+from kosmos2_jax.data.choices import CANDIDATES
 from kosmos2_jax.data.features import EXAMPLE_ID
 from kosmos2_jax.data.packing_converter import PackingFeatureConverter
 from kosmos2_jax.data.pictures import decode_picture
@@ -106,8 +107,9 @@ class TaskScoring:
             sequence_length=self._lengths | {"images": 0},
             num_examples=limit or None,
         )
+        unneeded = {*self._task.output_features, CANDIDATES}
         self._examples = [
-            {key: value for key, value in example.items() if key not in self._task.output_features}
+            {key: value for key, value in example.items() if key not in unneeded}
             for example in self._evaluator.cached_task_datasets[name].as_numpy_iterator()
         ]
         self.ids = [

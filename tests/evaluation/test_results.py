@@ -64,7 +64,8 @@ def test_the_page_is_whole_and_data_cannot_write_in_it():
     for text in (
         "[78.0, 82.0]",
         '<td class="n same">+1.3</td>',  # the paper's 78.7 is within
-        '<td class="n other">-5.1</td>',  # its 80.1 is not
+        '<td class="n below">-5.1</td>',  # its 80.1 is above
+        "R@5: share of phrases",
         "R@1 by group",
         "people",
         "1 examples could not be asked",
