@@ -20,14 +20,13 @@ from kosmos2_jax.grounding import tags
 from .captioning import plain_text
 
 IMAGENET_PROMPT = "The photo of the"
-_BEAMS = 2
 
 
 def register(folder: Path, settings: TaskSettings) -> tuple[str, ...]:
     """Adds tasks over `folder/imagenet` and `folder/birds`; gives their names."""
     place = ("imagenet", "val", folder / "imagenet", settings)
     parts = {"read": plain_text, "measure": name_figures}
-    add_benchmark_task("imagenet_val", *place, build=_build_name, num_beams=_BEAMS, **parts)
+    add_benchmark_task("imagenet_val", *place, build=_build_name, num_beams=2, **parts)
     choose = functools.partial(_choose_name, _class_names(folder / "imagenet"))
     add_constrained_task("imagenet_constrained_val", *place, choose=choose, **parts)
     names = ["imagenet_val", "imagenet_constrained_val"]

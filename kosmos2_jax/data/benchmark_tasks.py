@@ -89,27 +89,21 @@ def add_benchmark_task(
     def ask(split: str) -> AskedRecords[R]:
         return ask_records(benchmark, folder, split, lambda record: build(record, b""))
 
-    def shown(record: R) -> Example:
-        return build(record, read_picture(record.image))
-
-    train = BENCHMARKS[benchmark].train
-    demonstrations = Demonstrations(
-        lambda: ask(train).records.values(), shown, shots, settings.seed
+    shown = Demonstrations(
+        lambda: ask(BENCHMARKS[benchmark].train).records.values(),
+        lambda record: build(record, read_picture(record.image)),
+        shots,
+        settings.seed,
     )
 
     def features(record: R) -> dict[str, Any]:
-        example = Example((*demonstrations.before(record.id), *shown(record).parts))
+        own = build(record, read_picture(record.image))
+        example = Example((*shown.before(record.id), *own.parts))
         return encode_example(example, settings.vocabulary, encode.num_latents, encode.quantiser)
 
     asked = functools.cache(lambda: ask(split))
-    register_task(
-        name,
-        BenchmarkTask(benchmark, split, folder, asked, num_beams, shots),
-        settings,
-        encode=features,
-        read=read,
-        measure=measure,
-    )
+    task = BenchmarkTask(benchmark, split, folder, asked, num_beams, shots)
+    register_task(name, task, settings, encode=features, read=read, measure=measure)
 
 
 def register_task(
@@ -126,7 +120,7 @@ def register_task(
 
     Args:
       name: of the task.
-      task: gives the records; asked for when the task is read.
+      task: whose records are asked.
       settings: vocabulary and pictures.
       encode: gives the features of a record, those of `encode_example` and `more`.
       read: see `Read`.

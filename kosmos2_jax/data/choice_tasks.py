@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from kosmos2_jax.data.benchmark_registry import BenchmarkTask
 from kosmos2_jax.data.benchmark_tasks import (
+    AskedRecords,
     Measure,
     Read,
     ask_records,
@@ -75,7 +76,7 @@ def add_choice_task(
     more = {CANDIDATES: tf.string} | ({RATIONALE: tf.int32} if rationale_prompt else {})
     _add(
         name,
-        (benchmark, folder, split),
+        (benchmark, split, folder),
         settings,
         choose,
         {"read": read_scores, "measure": measure, "more": more},
@@ -100,12 +101,12 @@ def add_constrained_task(
     """
     more = {CANDIDATES: tf.string, CONSTRAINED: tf.bool}
     parts = {"read": read, "measure": measure, "more": more}
-    _add(name, (benchmark, folder, split), settings, choose, parts, ends=True)
+    _add(name, (benchmark, split, folder), settings, choose, parts, ends=True)
 
 
 def _add(
     name: str,
-    place: tuple[str, Path, str],
+    place: tuple[str, str, Path],
     settings: TaskSettings,
     choose: Choose[R],
     parts: dict[str, Any],
@@ -116,15 +117,15 @@ def _add(
         latents = settings.encode.num_latents
         return encode_choices(choices, answer, settings.vocabulary, latents, **kind)
 
-    benchmark, folder, split = place
-    asked = functools.cache(lambda: ask_records(*place, lambda record: encode(record, str.encode)))
-    register_task(
-        name,
-        BenchmarkTask(benchmark, split, folder, asked),
-        settings,
-        encode=encode,
-        **parts,
-    )
+    benchmark, split, folder = place
+
+    @functools.cache
+    def asked() -> AskedRecords[R]:
+        # A path stands for its picture.
+        return ask_records(benchmark, folder, split, lambda record: encode(record, str.encode))
+
+    task = BenchmarkTask(benchmark, split, folder, asked)
+    register_task(name, task, settings, encode=encode, **parts)
 
 
 def best_by_both(scores: Scores) -> Chosen:
