@@ -13,8 +13,8 @@ def get_config() -> ConfigDict:
     """Set `checkpoint`; `data.folder` and `evaluation.tasks` for yours."""
     return to_config_dict(
         EvaluationRun(
-            # Eight demonstrations and what is asked.
-            data=DataConfig("benchmarks", folder="benchmarks", length=2048, images=9),
+            # A matrix of eight and its six candidates; eight demonstrations and what is asked.
+            data=DataConfig("benchmarks", folder="benchmarks", length=2048, images=14),
             evaluation=EvaluationConfig(max_new_tokens=64),
         )
     )

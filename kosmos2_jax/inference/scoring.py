@@ -317,7 +317,8 @@ def _log_probs(
     """Of tokens, each after one of the hidden states."""
     logits = Kosmos2(config).apply({"params": params}, hidden, method="logits")
     row = jnp.arange(len(tokens))[:, None]
-    return logits[row, parents, tokens] - jax.nn.logsumexp(logits, axis=-1)[row, parents]
+    found = logits[row, parents, tokens] - jax.nn.logsumexp(logits, axis=-1)[row, parents]
+    return jnp.minimum(found, 0.0)  # rounding may say that a token is more than certain
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -133,7 +133,7 @@ def websrc_files(split: str) -> tuple[str, ...]:
 def read_websrc(folder: Path, split: str) -> Reading:
     """Reads WebSRC (Chen et al. 2021, https://github.com/X-LANCE/WebSRC-Baseline).
 
-    The question is Kosmos-1's prompt with the text of the page in it (spec section 5.8).
+    The context is the text of the page as a reader sees it.
 
     Raises:
       DataError: a file is missing or is another one.
@@ -153,22 +153,14 @@ def read_websrc(folder: Path, split: str) -> Reading:
     return collector.result(path)
 
 
-# The misspelling is the paper's (spec section 5.8).
-WEBSRC_PROMPT = (
-    "Given the context below from web page, extract the answer from the given text like this: "
-    "Qusestion: Who is the publisher of this book? Answer: Penguin Books Ltd. "
-    "Context: {context} Q: {question} A:"
-)
-
-
 def _websrc_record(
     pages: Path, pictures: Pictures, identity: str, row: dict[str, str]
 ) -> QuestionRecord:
     page = identity[2:9]
     image = pictures.path(f"{page}.png")
     context = _page_text(pages / f"{page}.html")
-    question = WEBSRC_PROMPT.format(context=context, question=line_of(row, "question"))
-    return QuestionRecord(identity, image, question, (line_of(row, "answer"),))
+    question, answer = line_of(row, "question"), line_of(row, "answer")
+    return QuestionRecord(identity, image, question, (answer,), context=context)
 
 
 @functools.lru_cache(maxsize=8)
