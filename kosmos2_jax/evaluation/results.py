@@ -92,6 +92,7 @@ class ShownExample:
       answer: what the model answered.
       truth: what is right.
       score: of the task's first figure; None where it has none of single examples.
+      graded: whether the score says how good the answer is, as CIDEr, rather than how right.
       picture: with true and predicted boxes, if there are any; None for text alone.
     """
 
@@ -100,6 +101,7 @@ class ShownExample:
     answer: str
     truth: str
     score: float | None = None
+    graded: bool = False
     picture: Image.Image | None = None
 
 

@@ -193,8 +193,9 @@ def _card(example: ShownExample) -> str:
         )
     score = kind = ""
     if example.score is not None:
-        right = example.score >= 1.0
-        kind = "right" if right else "wrong" if example.score <= 0.0 else "partly"
+        kind = "partly"
+        if not example.graded and not 0.0 < example.score < 1.0:
+            kind = "right" if example.score >= 1.0 else "wrong"
         mark = {"right": "✓ right", "wrong": "✗ wrong"}.get(kind, f"score {example.score:.2f}")
         score = f'<b class="{kind}">{mark}</b> '
     return (

@@ -38,6 +38,7 @@ from kosmos2_jax.training.task_scoring import Sample, TaskResult, main_scores
 REPORT_MD, REPORT_HTML = "report.md", "report.html"
 _HUNDREDTHS = 100.0
 _SHOWN = 4  # best and worst examples
+_GRADED = ("cider",)  # figures whose scores of single examples go beyond 1
 
 
 def write_report(results: Results, folder: epath.Path) -> None:
@@ -100,6 +101,7 @@ def _shown(result: TaskResult, sample: Sample) -> ShownExample:
         answer=_answer(target, found, result.outputs[number]),
         truth=_truth(target),
         score=None if scores is None else float(scores[number]),
+        graded=next(iter(result.metrics)).endswith(_GRADED),
         picture=drawn_picture(sheet_item(result, sample)) if sample.pictures else None,
     )
 

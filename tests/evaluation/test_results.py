@@ -30,7 +30,7 @@ TASK = TaskReport(
         FigureRow("r5", 75.0, Interval(74.0, 76.0), paper_value("flickr30k_grounding_test", "r5")),
         FigureRow("r1/people", 91.0, Interval(90.0, 92.0)),
     ],
-    best=[ShownExample("a", f"<grounding>{HOSTILE}", HOSTILE, "true", 1.0, RED)],
+    best=[ShownExample("a", f"<grounding>{HOSTILE}", HOSTILE, "true", 1.0, picture=RED)],
     worst=[ShownExample("b", "<image></image>", "", HOSTILE, 0.0)],
 )
 RESULTS = Results("models/mine", {"dtype": HOSTILE}, [TASK], {"refcoco_val": "lacks | files"})
