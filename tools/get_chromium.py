@@ -44,6 +44,8 @@ def main() -> None:
     folder = parser.parse_args().folder
     if any(map(shutil.which, _INSTALLED)) or (folder / "chromium").exists():
         return
+    if shutil.which("npm") is None:
+        sys.exit("get_chromium: there is no browser and no npm: install Chromium, or Node.js")
     with tempfile.TemporaryDirectory() as place:
         subprocess.run(["npm", "pack", "--silent", _PACKAGE], cwd=place, check=True)
         (archive,) = Path(place).glob("*.tgz")
