@@ -7,9 +7,11 @@ for each task, a sheet of pictures and what the model wrote.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before JAX is imported, which takes seconds
+    from kosmos2_jax.startup import prepare_environment
     from kosmos2_jax.training.usage import answer_help
 
     answer_help("evaluate", __doc__)
+    prepare_environment()
 
 import dataclasses
 import json
