@@ -27,6 +27,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kosmos2_jax.startup import prepare_environment
+
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     import numpy as np
 
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batch")
     arguments = parser.parse_args(argv)
+    prepare_environment()
     # Both share one device's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
