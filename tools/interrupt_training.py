@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         # Compiling takes most of the time of a start. Read by the processes that are started.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"
-        os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         peace, war = (Training(Path(folder), name, len(ends)) for name in ("peace", "war"))
         try:
             peace.start()
