@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
-import seqio
-import tensorflow as tf
+from etils import epath
 from jax.sharding import NamedSharding
+from tqdm import tqdm
 
-from kosmos2_jax.data.packing_converter import PackingFeatureConverter
-from kosmos2_jax.data.pictures import decode_picture
+from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS
+from kosmos2_jax.data.choices import CANDIDATES, CONSTRAINED, RATIONALE, read_rows
+from kosmos2_jax.data.pictures import BROKEN
+from kosmos2_jax.evaluation.predictions import Prediction, answers_of
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model, prompts_of
 from kosmos2_jax.inference.prompt_batch import TEXT_SLOT, PromptBatch
+from kosmos2_jax.inference.sampling import FAIRSEQ, SamplingConfig
+from kosmos2_jax.training.candidate_scoring import Asked, CandidateScoring, most_likely
 from kosmos2_jax.training.processes import (
     data_shard,
     gather,
@@ -25,37 +30,16 @@ from kosmos2_jax.training.processes import (
     is_first,
 )
 from kosmos2_jax.training.run_config import EvaluationConfig
-
-# What stands for the number of an example in a row that only fills the batch up.
-_NO_EXAMPLE = -1
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskResult:
-    """Figures of one task and what they were made of, in the order of the examples.
-
-    Of several processes the first has all of it, the others the figures alone.
-
-    Attributes:
-      metrics: by name.
-      outputs: markup the model wrote after each prompt.
-      predictions: the task's postprocessed outputs.
-      targets: the task's postprocessed truth.
-      images: first picture of each example, uint8 [S, S, 3].
-    """
-
-    metrics: dict[str, float]
-    outputs: list[str] = dataclasses.field(default_factory=list)
-    predictions: list[Any] = dataclasses.field(default_factory=list)
-    targets: list[Any] = dataclasses.field(default_factory=list)
-    images: list[np.ndarray] = dataclasses.field(default_factory=list)
+from kosmos2_jax.training.saved_predictions import saved_predictions
+from kosmos2_jax.training.task_rows import NO_EXAMPLE, TaskReader, TaskRows
+from kosmos2_jax.training.task_scoring import TaskResult, TaskScoring
 
 
 class TaskEvaluation:
     """Registered seqio tasks, answered by the model and scored by `seqio.Evaluator`.
 
     Of several processes each prepares its share of the examples, all answer them together, and the
-    first scores. What is read of a task is kept for the next time.
+    first saves and scores.
     """
 
     def __init__(
@@ -84,116 +68,161 @@ class TaskEvaluation:
         self._lengths, self._rows, self._split = dict(lengths), rows, split
         devices = rows.mesh.size // rows.shard_shape((rows.mesh.size,))[0]
         self._batch_size = -(-config.batch_size // devices) * devices
-        self._shard = data_shard(rows, self._batch_size)
-        self._converter = PackingFeatureConverter(model.config.vision.image_size)
-        self._share = functools.cache(self._read_share)
-        self._evaluator = functools.cache(self._open_evaluator)
+        shard = data_shard(rows, self._batch_size)
+        self._image_size = model.config.vision.image_size
+        self._read = TaskReader(
+            self._lengths,
+            split,
+            shard,
+            self._batch_size,
+            self._image_size,
+            model.config.resampler.num_latents,
+        )
+        self._candidates = CandidateScoring(model, rows, self._batch_size, shard)
+        self._scoring = functools.cache(self._open_scoring)
 
-    def __call__(self, params: Any, limit: int = 0) -> dict[str, TaskResult]:
-        """Result by task.
+    def __call__(
+        self, params: Any, limit: int = 0, folder: epath.Path | None = None
+    ) -> dict[str, TaskResult]:
+        """Result by task; see `evaluate`."""
+        return {name: self.evaluate(params, name, limit, folder) for name in self._config.tasks}
+
+    def evaluate(
+        self, params: Any, name: str, limit: int = 0, folder: epath.Path | None = None
+    ) -> TaskResult:
+        """Result of one task.
 
         Args:
           params: unboxed parameters.
-          limit: examples of a task at most, the first ones; 0 for all.
-        """
-        return {name: self._evaluate(params, name, limit) for name in self._config.tasks}
+          name: of the task.
+          limit: examples at most, the first ones; 0 for all.
+          folder: gets `TASK.jsonl`, the predictions; what is in it is not asked again. None to
+            save nothing.
 
-    def _evaluate(self, params: Any, name: str, limit: int) -> TaskResult:
-        written = self._answer(params, name, limit)
-        result = self._score(written, name, limit) if is_first() else None
+        Raises:
+          Kosmos2Error: the task cannot be asked or scored, or the saved predictions are not its.
+        """
+        scoring = self._scoring(name, limit) if is_first() else None
+        ids = scoring.ids if scoring else []
+        with saved_predictions(folder, name) as saved:
+            done = [
+                n for n, batch in enumerate(self._in_batches(ids)) if batch <= saved.found.keys()
+            ]
+            bar = self._bar(name, ids, done)
+            for predictions in self._answer(params, name, limit, set(gather(done)[0])):
+                saved.add(dataclasses.replace(p, id=ids[n]) for n, p in predictions.items() if ids)
+                bar.update(len(predictions))
+            bar.close()
+        result = None
+        if scoring:
+            own = set(ids)  # there may be more in the folder than are asked now
+            predictions = [p for p in saved.found.values() if p.id in own]
+            result = scoring.score(answers_of(ids, predictions, name))
         figures = gather(result.metrics if result else None)[0]
         return result or TaskResult(figures)
 
-    def _answer(self, params: Any, name: str, limit: int) -> dict[int, list[int]]:
-        """Tokens written after the prompt of each example, by its number."""
-        written: dict[int, list[int]] = {}
-        batches = self._batches(self._share(name, limit))
-        while True:
-            numbers, rows = next(batches)
-            prompts = prompts_of(rows)
-            told = gather([bool((numbers >= 0).any()), prompts.tokens.shape[1]])
-            if not any(has_examples for has_examples, _ in told):
-                return written
-            prompts = _widened(prompts, max(places for _, places in told))
-            batch = global_batch({"numbers": numbers, **prompts._asdict()}, self._rows)
-            numbers = host_values(batch.pop("numbers"))
-            tokens = host_values(self._model.generate(params, PromptBatch(**batch)).tokens)
-            found = zip(numbers.tolist(), tokens.tolist(), strict=True)
-            written |= {number: row for number, row in found if number != _NO_EXAMPLE}
+    def _bar(self, name: str, ids: Sequence[str], done: Sequence[int]) -> tqdm:
+        """On a terminal, how far it is."""
+        before = min(len(done) * self._batch_size, len(ids))
+        hidden = None if is_first() else True
+        return tqdm(total=len(ids), initial=before, desc=name, leave=False, disable=hidden)
 
-    def _read_share(self, name: str, limit: int) -> tf.data.Dataset:
-        """The examples that this process prepares, as batches of rows; the last may be short."""
-        examples = seqio.get_mixture_or_task(name).get_dataset(
-            self._lengths, split=self._split, shuffle=False, num_epochs=1
-        )
-        share = self._batch_size // self._shard.count
-        first = self._shard.number * share
+    def _in_batches(self, ids: Sequence[str]) -> list[set[str]]:
+        size = self._batch_size
+        return [set(ids[start : start + size]) for start in range(0, len(ids), size)]
 
-        def mine(number: tf.Tensor, example: Any) -> tf.Tensor:
-            place = number % self._batch_size
-            return (place >= first) & (place < first + share)
+    def _answer(
+        self, params: Any, name: str, limit: int, done: Set[int]
+    ) -> Iterator[dict[int, Prediction]]:
+        """Batch by batch what is answered, by number of the example; without those `done`.
 
-        # Encoded pictures are kept; they are decoded each time.
-        examples = examples.take(limit or -1).enumerate().filter(mine).map(_second).cache()
-        return self._converter(examples, self._lengths).batch(share)
-
-    def _batches(self, share: tf.data.Dataset) -> Iterator[tuple[np.ndarray, Any]]:
-        """Numbers of examples and their rows, one shape and so one compilation; without end.
-
-        Others may have examples left when this process has none.
+        Batches are the same ones whatever is done, so that an evaluation that goes on gives what
+        one that was never stopped does.
         """
-        size = self._batch_size // self._shard.count
-        last = {
-            name: np.zeros(spec.shape[1:], spec.dtype.as_numpy_dtype)
-            for name, spec in share.element_spec.items()
+        sampling = self._sampling(name)
+        for rows in self._read(name, limit, done):
+            prompts = prompts_of(rows.features)
+            own = [bool((rows.numbers >= 0).any()), prompts.tokens.shape[1], rows.pictures]
+            some, places, pictures = (max(values) for values in zip(*gather(own), strict=True))
+            if not some:
+                return
+            prompts = _widened(prompts, places)
+            prompts = prompts._replace(images=prompts.images[:, :pictures] if pictures else None)
+            answer = self._choose if CANDIDATES in rows.features else self._write
+            yield answer(params, rows, prompts, sampling)
+
+    def _sampling(self, name: str) -> SamplingConfig:
+        task = BENCHMARK_TASKS.get(name)
+        if task is None:
+            return self._model.sampling
+        # As the official code normalises the scores of beams (spec section 4.8).
+        return dataclasses.replace(
+            self._model.sampling, num_beams=task.num_beams, beam_normalization=FAIRSEQ
+        )
+
+    def _write(
+        self, params: Any, rows: TaskRows, prompts: PromptBatch, sampling: SamplingConfig
+    ) -> dict[int, Prediction]:
+        """What the model writes after each prompt, of all processes, by number of the example."""
+        return {
+            number: Prediction("", error=BROKEN)
+            if is_broken
+            else Prediction("", self._vocabulary.decode(tokens))
+            for number, is_broken, tokens in self._written(params, rows, prompts, sampling)
         }
-        number = self._shard.number * size
-        for batch in share.as_numpy_iterator():
-            count = len(batch["tokens"])
-            last = {name: values[-1] for name, values in batch.items()}
-            filler = _repeated(last, size - count)
-            rows = {name: np.concatenate([batch[name], filler[name]]) for name in batch}
-            numbers = np.full(size, _NO_EXAMPLE, np.int32)
-            numbers[:count] = np.arange(number, number + count)
-            yield numbers, rows
-            number += self._batch_size
-        while True:
-            yield np.full(size, _NO_EXAMPLE, np.int32), _repeated(last, size)
 
-    def _open_evaluator(self, name: str, limit: int) -> seqio.Evaluator:
-        return seqio.Evaluator(
-            name,
-            feature_converter=self._converter,
-            eval_split=self._split,
-            sequence_length=self._lengths,
-            num_examples=limit or None,
+    def _written(
+        self, params: Any, rows: TaskRows, prompts: PromptBatch, sampling: SamplingConfig
+    ) -> list[tuple[int, bool, np.ndarray]]:
+        """Number of the example, whether a picture is broken, and tokens; of all processes."""
+        batch = {"numbers": rows.numbers, "broken": rows.broken, **prompts._asdict()}
+        batch = global_batch(batch, self._rows)
+        numbers, broken = host_values(batch.pop("numbers")), host_values(batch.pop("broken"))
+        tokens = host_values(self._model.generate(params, PromptBatch(**batch), sampling).tokens)
+        found = zip(numbers.tolist(), broken.tolist(), tokens, strict=True)
+        return [each for each in found if each[0] != NO_EXAMPLE]
+
+    def _choose(
+        self, params: Any, rows: TaskRows, prompts: PromptBatch, sampling: SamplingConfig
+    ) -> dict[int, Prediction]:
+        """Scores of each example's candidates, or the likeliest one, as `_write`."""
+        features, rationales, places = rows.features, {}, np.zeros(len(rows.numbers), np.int32)
+        if RATIONALE in features:
+            places = features[RATIONALE]
+            written = self._written(params, rows, prompts, sampling)
+            rationales = {number: _until_end(tokens) for number, _, tokens in written}
+        numbers = rows.numbers.tolist()
+        own = np.flatnonzero((rows.numbers != NO_EXAMPLE) & ~rows.broken).tolist()
+        asked = [
+            Asked(
+                read_rows(features[CANDIDATES][n]),
+                features["images"][n],
+                rationales.get(numbers[n], ()),
+                int(places[n]),
+            )
+            for n in own
+        ]
+        broken = np.flatnonzero((rows.numbers != NO_EXAMPLE) & rows.broken).tolist()
+        found: dict[int, dict[str, Any]] = {numbers[n]: {"error": BROKEN} for n in broken}
+        for n, example, scores in zip(own, asked, self._candidates(params, asked), strict=True):
+            if CONSTRAINED in features:
+                output = self._vocabulary.decode(most_likely(example.rows, scores))
+                found[numbers[n]] = {"output": output}
+            else:
+                found[numbers[n]] = {"scores": scores}
+        parts = gather(found)
+        return {int(n): Prediction("", **told) for part in parts for n, told in part.items()}
+
+    def _open_scoring(self, name: str, limit: int) -> TaskScoring:
+        return TaskScoring(
+            name, self._vocabulary, self._lengths, self._image_size, self._split, limit
         )
 
-    def _score(self, written: Mapping[int, list[int]], name: str, limit: int) -> TaskResult:
-        evaluator, task = self._evaluator(name, limit), seqio.TaskRegistry.get(name)
-        answers = sorted(written.items())
-        metrics, _ = evaluator.evaluate(compute_metrics=True, predict_fn=lambda _: answers)
-        examples = list(evaluator.cached_task_datasets[name].as_numpy_iterator())
-        outputs = [self._vocabulary.decode(written[i]) for i in range(len(examples))]
-        image_size = self._model.config.vision.image_size
-        return TaskResult(
-            metrics={name: float(value) for name, value in metrics.result()[name].items()},
-            outputs=outputs,
-            predictions=[
-                task.postprocess_fn(text, example=example, is_target=False)
-                for text, example in zip(outputs, examples, strict=True)
-            ],
-            targets=[task.postprocess_fn("", example=e, is_target=True) for e in examples],
-            images=[decode_picture(example["images"][0], image_size) for example in examples],
-        )
 
-
-def _second(_: Any, example: Any) -> Any:
-    return example
-
-
-def _repeated(row: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    return {name: np.repeat(value[None], count, axis=0) for name, value in row.items()}
+def _until_end(tokens: np.ndarray) -> list[int]:
+    """What was written, without what ended it and the padding behind."""
+    ends = (Kosmos2Vocabulary.eos_id, Kosmos2Vocabulary.pad_id)
+    return list(itertools.takewhile(lambda token: token not in ends, tokens.tolist()))
 
 
 def _widened(prompts: PromptBatch, places: int) -> PromptBatch:
