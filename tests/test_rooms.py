@@ -28,7 +28,6 @@ INWARDS_TO_OUTWARDS = (
     "train",
     "inspect_data",
     "compile_step",
-    "build_grit",
     "commands",
     "cli",
 )

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kosmos2_jax import build_grit
+from kosmos2_jax.cli import main as kosmos2
 
 CAPTIONS = (
     "a dog in a field of flowers",
@@ -91,13 +91,14 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def build(folder: Path, processes: int) -> float:
     """Builds all pairs; gives the seconds it took."""
     words = [
-        "build", "captions", str(folder / "*.tar"), "--out", str(folder / f"out{processes}"),
+        "grit", "build", "captions", str(folder / "*.tar"),
+        "--out", str(folder / f"out{processes}"),
         "--detector", "boxes", "--model", str(folder / "boxes.jsonl"), "--shards", "16",
         "--image-mode", "short", "--processes", str(processes),
     ]  # fmt: skip
     began = time.monotonic()
     with contextlib.redirect_stdout(sys.stderr):
-        status = build_grit.main(words)
+        status = kosmos2(words)
     if status:
         sys.exit(status)
     return time.monotonic() - began
