@@ -31,6 +31,10 @@ DETECTORS = {
         "data.grit_builder.transformers_detector:TransformersConfig",
         "Grounding DINO or OWLv2, a folder as on Hugging Face",
     ),
+    "onnx": (
+        "data.grit_builder.onnx_detector:OnnxConfig",
+        "a closed vocabulary, its detector.json; WordNet tells classes of phrases",
+    ),
     "kosmos2": ("inference.grit_detector:Kosmos2Config", "a Kosmos-2 labels its own data"),
 }
 
