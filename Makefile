@@ -13,6 +13,7 @@ quickstart: install
 	$(RUN) tools/quickstart.py --workdir runs/quickstart
 
 test: install lint
+	$(RUN) tools/get_chromium.py $(VENV)/chromium
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: install
@@ -23,7 +24,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[train,prepare,grit,torch,compile,coco,gcs,serve,test]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[train,prepare,grit,torch,compile,coco,gcs,serve,demo,test]'
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Evaluation of a finished model, here the quickstart's on its own tasks."""
+"""Evaluation of a finished model on the papers' benchmarks, as many as are in `benchmarks/`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ from kosmos2_jax.training.settings import to_config_dict
 
 
 def get_config() -> ConfigDict:
-    """Set `checkpoint`, `data` and `evaluation.tasks` for yours."""
+    """Set `checkpoint`; `data.folder` and `evaluation.tasks` for yours."""
     return to_config_dict(
         EvaluationRun(
-            checkpoint="runs/quickstart/model",
-            data=DataConfig(folder="runs/quickstart/data", length=136),
-            evaluation=EvaluationConfig(
-                tasks=(
-                    "quickstart_scenes_rec",
-                    "quickstart_scenes_grounding",
-                    "quickstart_easy_vqa",
-                ),
-            ),
+            # A matrix of eight and its six candidates; eight demonstrations and what is asked.
+            data=DataConfig("benchmarks", folder="benchmarks", length=2048, images=14),
+            evaluation=EvaluationConfig(max_new_tokens=64),
         )
     )

@@ -21,6 +21,7 @@ from kosmos2_jax.commands import batch as batch_command
 from kosmos2_jax.commands import chat as chat_command
 from kosmos2_jax.commands import compile as compile_command
 from kosmos2_jax.commands import convert as convert_command
+from kosmos2_jax.commands import demo as demo_command
 from kosmos2_jax.commands import grit as grit_command
 from kosmos2_jax.commands import inspect as inspect_command
 from kosmos2_jax.commands import serve as serve_command
@@ -107,7 +108,7 @@ def _refer(args: argparse.Namespace) -> None:
 def _ask(args: argparse.Namespace) -> None:
     from kosmos2_jax.grounding import prompts
 
-    prompts.ask(args.question)
+    prompts.question_text(args.question)
     image = _open_image(args)
     _answer(args, image, lambda predictor: predictor.ask(image, args.question, args.grounded))
 
@@ -124,7 +125,9 @@ def _answer(
         say("looking at the picture")
         result = task(predictor)
     if args.output:
-        _draw(args, image, result if box is None else _subject_added(result, box))
+        from kosmos2_jax.inference.results import with_subject
+
+        _draw(args, image, result if box is None else with_subject(result, box))
     if args.json:
         print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
     else:
@@ -143,12 +146,12 @@ def _print(result: GroundedText) -> None:
 
 def _open_image(args: argparse.Namespace) -> Image.Image:
     """The picture, after checking that the result can be written where asked."""
-    from kosmos2_jax.vision.preprocessing import load_image
+    from kosmos2_jax.vision.remote import open_image
 
     if args.output:
         check_output(args.output, args.overwrite)
         _picture_format(args.output)
-    return load_image(args.image)
+    return open_image(args.image)
 
 
 def _picture_format(path: Path) -> str:
@@ -187,21 +190,6 @@ def _box_of(numbers: Sequence[float], image: Image.Image) -> Box:
             f"{image.width}x{image.height}: give pixels within it, or fractions up to 1."
         )
     return check_box([number / side for number, side in zip(numbers, sides, strict=True)])
-
-
-def _subject_added(result: GroundedText, box: Box) -> GroundedText:
-    """ "It is ..." with the box that was asked about, to draw it too."""
-    import dataclasses
-
-    from kosmos2_jax.grounding.grounded_text import GroundedText, Span
-
-    beginning = "It is "
-    shift = len(beginning)
-    moved = (
-        dataclasses.replace(span, start=span.start + shift, end=span.end + shift)
-        for span in result.spans
-    )
-    return GroundedText(beginning + result.text, (Span("It", 0, 2, (box,)), *moved))
 
 
 def _make_parser(chosen: str | None) -> tuple[Parser, dict[str, Parser]]:
@@ -257,7 +245,7 @@ def _add_ask(parser: Parser) -> None:
 
 
 def _add_image(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", metavar="IMAGE", help="picture file")
+    parser.add_argument("image", metavar="IMAGE", help="picture file, or its https address")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -299,6 +287,7 @@ _COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[..., int | None], 
         "compile training for TPUs that are not here",
     ),
     "serve": (serve_command.add_arguments, serve_command.run, "answer requests over HTTP"),
+    "demo": (demo_command.add_arguments, demo_command.run, "try the model in the browser"),
     "grit": (
         grit_command.add_arguments,
         grit_command.run,

@@ -38,6 +38,10 @@ class TrainingError(Kosmos2Error):
     """A run that cannot go on as it was set up."""
 
 
+class PredictionError(Kosmos2Error):
+    """Saved predictions that are malformed or of another task."""
+
+
 class BusyError(Kosmos2Error):
     """More requests than can wait."""
 

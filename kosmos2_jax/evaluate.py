@@ -1,7 +1,9 @@
 """Evaluation: `python -m kosmos2_jax.evaluate --config=configs/evaluate.py --workdir=DIR`.
 
-The story of an evaluation: settings, mesh, model, data, tasks, figures. Leaves `metrics.json` and,
-for each task, a sheet of pictures and what the model wrote.
+The story of an evaluation: settings, mesh, model, data, tasks, report. Leaves `report.html` and
+`report.md`, `metrics.json`, sheets of pictures, and what the model answered to each example in
+`predictions/`. The same command goes on where an earlier one was stopped: what is in `predictions/`
+is not asked again. With `--config.predictions=FOLDER` such files are scored, and no model is asked.
 """
 
 from __future__ import annotations
@@ -12,62 +14,87 @@ if __name__ == "__main__":  # before JAX is imported, which takes seconds
     answer_help("evaluate", __doc__)
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from kosmos2_jax.data.benchmark_registry import prepared_tasks
+from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.evaluation.predictions import answers_of, read_predictions
+from kosmos2_jax.evaluation.results import Results, TaskReport
+from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.interop.checkpoint import Checkpoint
 from kosmos2_jax.interop.convert import open_checkpoint
+from kosmos2_jax.interop.files import as_path
 from kosmos2_jax.interop.layout import flatten, nest
 from kosmos2_jax.models.kosmos2 import initial_params
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh, param_shardings
-from kosmos2_jax.training.environment import record_environment
-from kosmos2_jax.training.processes import is_first, place, run_program
+from kosmos2_jax.training.environment import environment, record_environment
+from kosmos2_jax.training.evaluation_report import REPORT_HTML, task_report, write_report
+from kosmos2_jax.training.processes import first_does, is_first, place, run_program
 from kosmos2_jax.training.program import run_story
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.run_config import EvaluationRun, RunConfig
 from kosmos2_jax.training.run_data import prepare_data
 from kosmos2_jax.training.run_step import run_model
 from kosmos2_jax.training.sheets import write_sheets
-from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
-from kosmos2_jax.training.work_folder import open_work_folder
+from kosmos2_jax.training.submissions import write_submissions
+from kosmos2_jax.training.task_evaluation import TaskEvaluation
+from kosmos2_jax.training.task_scoring import TaskResult, TaskScoring
+from kosmos2_jax.training.work_folder import keep_settings, open_work_folder
 
 METRICS_JSON = "metrics.json"
+EVALUATION_JSON = "evaluation.json"
+PREDICTIONS = "predictions"
+# With other values of these the predictions of an earlier start are as good.
+_MAY_CHANGE = (
+    "checkpoint",  # places; "parameters" says what was there
+    "tokenizer",
+    "data.folder",
+    "mesh",
+    "evaluation.tasks",
+    "evaluation.examples",
+    "evaluation.batch_size",
+)
 
 
 def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResult]:
-    """Measures a finished model on tasks.
+    """Measures a finished model, or its saved predictions, on tasks.
 
-    Leaves `metrics.json`, `environment.jsonl`, `sheets/TASK.png` and `outputs/TASK.jsonl`.
+    Leaves `report.html`, `report.md`, `metrics.json`, `environment.jsonl`, `sheets/TASK.png`,
+    `submissions/TASK.json` for benchmarks whose answers a server keeps, and
+    `predictions/TASK.jsonl`, from which it goes on.
 
     Returns:
       Result by task.
 
     Raises:
-      ConfigError: no checkpoint or no tasks are named, or the data are tokenized otherwise than
-        the model's.
+      ConfigError: no checkpoint is named or there are no tasks, or the data are tokenized otherwise
+        than the model's, or `workdir` holds the evaluation of another model or in another way.
       CheckpointError: the checkpoint cannot be read.
+      PredictionError: saved predictions are malformed, or of other tasks.
       TrainingError: `workdir` is in a bucket that cannot be written to.
     """
-    for name, given in (
-        ("checkpoint", run.checkpoint),
-        ("evaluation.tasks", run.evaluation.tasks),
-    ):
-        if not given:
-            raise ConfigError(f"{name} is empty: say what is to be evaluated")
+    if not run.checkpoint:
+        raise ConfigError("checkpoint is empty: say what is to be evaluated")
     workdir = open_work_folder(workdir)
     record_environment(workdir)
     mesh = make_mesh(run.mesh)
     with jax.set_mesh(mesh):
         # Model
-        checkpoint = _load(run, mesh)
+        checkpoint = open_checkpoint(run.checkpoint, run.tokenizer or None)
         settings = RunConfig(
             model=checkpoint.config.replace(dtype=run.dtype),
-            data=run.data,
+            data=_data(run, checkpoint),
             evaluation=run.evaluation,
             mesh=run.mesh,
             seed=run.seed,
@@ -77,46 +104,120 @@ def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResul
 
         # Data
         _, vocabulary = prepare_data(settings, workdir)
-        theirs = checkpoint.vocabulary
-        if theirs is not None and theirs.tokens != vocabulary.tokens:
-            raise ConfigError(
-                f"the data's tokenizer has {vocabulary.vocab_size} tokens, other than the "
-                f"{theirs.vocab_size} of {run.checkpoint}; set data.folder or data.tokenizer to "
-                "what the model was trained with"
-            )
+        _check_tokens(run, checkpoint, vocabulary)
+        names, not_prepared = _tasks(run)
 
         # Tasks
-        model = run_model(settings)
         lengths = feature_lengths(run.data.length, run.data.images)
-        rows = batch_sharding(mesh)
-        tasks = TaskEvaluation(model, vocabulary, run.evaluation, lengths, rows, run.split)
-        results = tasks(checkpoint.params, run.evaluation.examples)
+        digest = ""
+        if run.predictions:
+            results = {name: _rescore(run, name, vocabulary, lengths, settings) for name in names}
+        else:
+            params, digest = _load(checkpoint, mesh)
+            told = dataclasses.asdict(run) | {"parameters": digest}
+            first_does(lambda: keep_settings(workdir / EVALUATION_JSON, told, _MAY_CHANGE))
+            model, rows = run_model(settings), batch_sharding(mesh)
+            config = dataclasses.replace(run.evaluation, tasks=names)
+            tasks = TaskEvaluation(model, vocabulary, config, lengths, rows, run.split)
+            results = tasks(params, run.evaluation.examples, workdir / PREDICTIONS)
 
-    # Figures
+    # Report
     figures = {name: value for r in results.values() for name, value in r.metrics.items()}
-    write_sheets(results, workdir / "sheets")
     if is_first():
+        write_sheets(results, workdir / "sheets")
+        write_submissions(results, workdir / "submissions")
+        about = _about(run, settings, digest)
+        write_report(Results(run.checkpoint, about, _reports(results), not_prepared), workdir)
         (workdir / METRICS_JSON).write_text(json.dumps(figures, indent=2) + "\n")
-        _write_outputs(results, workdir / "outputs")
     say(", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    for name, missing in not_prepared.items():
+        say(f"not measured: {name}: {missing}")
+    say(f"report: {workdir / REPORT_HTML}")
     return results
 
 
-def _load(run: EvaluationRun, mesh: Mesh) -> Checkpoint:
-    """The checkpoint, its parameters where they belong."""
-    checkpoint = open_checkpoint(run.checkpoint, run.tokenizer or None)
+def _data(run: EvaluationRun, checkpoint: Checkpoint) -> DataConfig:
+    """The data's settings; the tokenizer is the checkpoint's, unless another one is named."""
+    if run.data.tokenizer or checkpoint.vocabulary is None:
+        return run.data
+    return dataclasses.replace(run.data, tokenizer=str(checkpoint.vocabulary.model_file))
+
+
+def _check_tokens(
+    run: EvaluationRun, checkpoint: Checkpoint, vocabulary: Kosmos2Vocabulary
+) -> None:
+    theirs = checkpoint.vocabulary
+    if theirs is not None and theirs.tokens != vocabulary.tokens:
+        raise ConfigError(
+            f"the data's tokenizer has {vocabulary.vocab_size} tokens, other than the "
+            f"{theirs.vocab_size} of {run.checkpoint}; set data.folder or data.tokenizer to "
+            "what the model was trained with"
+        )
+
+
+def _tasks(run: EvaluationRun) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Those that are named, or else all benchmarks that are there; and what others lack."""
+    if run.evaluation.tasks:
+        return tuple(run.evaluation.tasks), {}
+    ready, not_prepared = prepared_tasks()
+    if run.predictions:
+        ready = tuple(n for n in ready if (as_path(run.predictions) / f"{n}.jsonl").exists())
+    if not ready:
+        raise ConfigError(
+            "there is nothing to measure: name evaluation.tasks, or set data.tasks to benchmarks "
+            f"and data.folder, now {run.data.folder!r}, to where they were downloaded; "
+            "tools/prepare_eval.py --help says where they come from"
+        )
+    return ready, not_prepared
+
+
+def _rescore(
+    run: EvaluationRun,
+    name: str,
+    vocabulary: Kosmos2Vocabulary,
+    lengths: Mapping[str, int],
+    settings: RunConfig,
+) -> TaskResult:
+    size, limit = settings.model.vision.image_size, run.evaluation.examples
+    scoring = TaskScoring(name, vocabulary, lengths, size, run.split, limit)
+    file = Path(run.predictions) / f"{name}.jsonl"
+    return scoring.score(answers_of(scoring.ids, read_predictions(file, name), name))
+
+
+def _reports(results: Mapping[str, TaskResult]) -> list[TaskReport]:
+    return [task_report(name, result) for name, result in results.items()]
+
+
+def _about(run: EvaluationRun, settings: RunConfig, digest: str) -> dict[str, str]:
+    """What the report tells of how it was measured."""
+    machine = environment()
+    return {
+        "predictions": run.predictions or "made now",
+        "parameters": digest or "not read",
+        "data": run.data.folder,
+        "split of the tasks": run.split,
+        "examples of a task": str(run.evaluation.examples or "all"),
+        "tokens of an answer, at most": str(run.evaluation.max_new_tokens),
+        "no n-gram twice of the length": str(settings.no_repeat_ngram_size),
+        "seed of demonstrations": str(run.seed),
+        "dtype": run.dtype,
+        "software": f"kosmos2_jax {machine['kosmos2_jax']}, jax {machine['packages']['jax']}",
+        "devices": f"{machine['devices']} x {machine['device']}",
+    }
+
+
+def _load(checkpoint: Checkpoint, mesh: Mesh) -> tuple[dict[str, Any], str]:
+    """The parameters where they belong, and a digest of them."""
     boxed = jax.eval_shape(lambda: initial_params(checkpoint.config, jax.random.key(0)))
     shardings = flatten(param_shardings(boxed, mesh))
-    params = nest(flatten(checkpoint.params), lambda path, leaf: place(leaf, shardings[path]))
-    return dataclasses.replace(checkpoint, params=params)
+    digest = hashlib.blake2b(digest_size=16)
 
+    def put(path: str, leaf: np.ndarray) -> jax.Array:
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+        return place(leaf, shardings[path])
 
-def _write_outputs(results: dict[str, TaskResult], folder: epath.Path) -> None:
-    """What the model wrote for each example of a task, a line of JSON each."""
-    folder.mkdir(exist_ok=True)
-    for name, result in results.items():
-        lines = [json.dumps({"output": output}) for output in result.outputs]
-        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return nest(flatten(checkpoint.params), put), digest.hexdigest()
 
 
 def main() -> int:

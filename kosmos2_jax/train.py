@@ -57,8 +57,9 @@ from kosmos2_jax.training.run_evaluation import Evaluation
 from kosmos2_jax.training.run_step import make_run_step
 from kosmos2_jax.training.signals import Interrupted, StopRequest
 from kosmos2_jax.training.state import TrainState, create_state, warm_up, with_params
-from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
+from kosmos2_jax.training.task_evaluation import TaskEvaluation
 from kosmos2_jax.training.task_ids import task_names, with_task_ids
+from kosmos2_jax.training.task_scoring import TaskResult
 from kosmos2_jax.training.work_folder import open_work_folder, record_run, save_model
 
 MODEL_FOLDER = "model"

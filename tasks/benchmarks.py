@@ -2,7 +2,7 @@
 
 `data.tasks=benchmarks` and `data.folder=DIR`: each of the folders in DIR has the name of a
 benchmark (`tools/prepare_eval.py --help` lists them) and holds its download. A task is a split:
-"refcoco_testA". Choices among candidates are not among them.
+"refcoco_testA".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.data.document_tasks import TaskSettings
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 
-from . import captioning, phrase_grounding, questions, referring
+from . import captioning, choices, naming, phrase_grounding, questions, referring
 
 
 def prepare(
@@ -39,5 +39,5 @@ def prepare(
 
 def register(folder: Path, settings: TaskSettings) -> tuple[str, ...]:
     """Adds the tasks over `folder` to seqio, in place of any of the same names; gives these."""
-    modules = (phrase_grounding, referring, captioning, questions)
+    modules = (phrase_grounding, referring, captioning, questions, choices, naming)
     return tuple(name for module in modules for name in module.register(Path(folder), settings))

@@ -16,25 +16,38 @@ from kosmos2_jax.grounding import tags
 
 CAPTIONING = ("flickr30k_captions", "coco_captions")
 PROMPT = "An image of"
+SHOTS = (2, 4, 8)
+_BEAMS = 5
 
 
 def register(folder: Path, settings: TaskSettings) -> tuple[str, ...]:
-    """Adds a task for each split of each set below `folder`; gives their names."""
-    names = []
-    for benchmark in CAPTIONING:
-        for split in BENCHMARKS[benchmark].splits:
-            names.append(f"{benchmark}_{split}")
-            add_benchmark_task(
-                names[-1],
-                benchmark,
-                split,
-                folder / benchmark,
-                settings,
-                build=_build,
-                read=plain_text,
-                measure=_figures,
-            )
-    return tuple(names)
+    """Adds tasks, also few-shot, for each split of each set below `folder`; gives their names."""
+    asked = [
+        (benchmark, split, shots)
+        for benchmark in CAPTIONING
+        for split in BENCHMARKS[benchmark].splits
+        for shots in (0, *SHOTS)
+    ]
+    for benchmark, split, shots in asked:
+        add_benchmark_task(
+            task_name(benchmark, split, shots),
+            benchmark,
+            split,
+            folder / benchmark,
+            settings,
+            build=_build,
+            read=plain_text,
+            measure=_figures,
+            num_beams=_BEAMS,
+            shots=shots,
+        )
+    return tuple(task_name(*parts) for parts in asked)
+
+
+def task_name(benchmark: str, split: str, shots: int) -> str:
+    """As "coco_captions_test", "coco_captions_test_4shot", "vqav2_test_dev2015"."""
+    name = f"{benchmark}_{split}".replace("-", "_")  # which seqio does not allow
+    return f"{name}_{shots}shot" if shots else name
 
 
 def _build(record: CaptionRecord, picture: bytes) -> Example:

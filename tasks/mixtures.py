@@ -9,6 +9,7 @@ The folder has one folder for each kind of data; in it, or in folders of its own
   interleaved/            pages of text and pictures
   language_instructions/  instructions without pictures
   visual_instructions/    instructions with pictures
+  benchmarks/             see `kosmos2_jax.tasks.benchmarks`: their tasks can be measured, too
 
 A mixture gives rates, in examples and any unit, to kinds of `KINDS` or to single sources of them:
 
@@ -33,7 +34,7 @@ from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 
-from . import captions, grit, instructions, interleaved, text
+from . import benchmarks, captions, grit, instructions, interleaved, text
 
 
 class Kind(NamedTuple):
@@ -114,6 +115,7 @@ def prepare(
     tokenizer = data.tokenizer or str(folder / "sentencepiece.bpe.model")
     vocabulary = Kosmos2Vocabulary(tokenizer, model.grid_size)
     settings = TaskSettings(vocabulary, data.encode_settings(model), seed, data.shuffle_buffer)
+    benchmarks.register(folder / "benchmarks", settings)
     rates = data.rates or MIXTURES[data.mixture]
     return register(data.mixture or OWN, rates, folder, settings), vocabulary
 

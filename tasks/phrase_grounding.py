@@ -12,7 +12,7 @@ from kosmos2_jax.data.benchmarks.records import PhraseRecord
 from kosmos2_jax.data.document_tasks import TaskSettings
 from kosmos2_jax.data.examples import Example, grounding_example
 from kosmos2_jax.evaluation.box_metrics import first_hits, phrase_boxes
-from kosmos2_jax.evaluation.means import means_by_group
+from kosmos2_jax.evaluation.means import Figure, means_by_group
 from kosmos2_jax.grounding import markup, prompts
 from kosmos2_jax.grounding.boxes import Box
 from kosmos2_jax.grounding.grounded_text import GroundedText, Span
@@ -61,7 +61,7 @@ def recall(targets: Sequence[PhraseRecord], predictions: Sequence[list[Box]]) ->
         for k in (*KS, None):
             hits = [float(rank < (float("inf") if k is None else k)) for rank in ranks]
             name = f"{kind}upper_bound" if k is None else f"{kind}r{k}"
-            figures[name] = sum(hits) / len(hits)
+            figures[name] = Figure(hits)
             if merge or k is None:
                 continue
             types = means_by_group(hits, [record.phrase_types for record in targets])

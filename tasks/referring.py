@@ -6,6 +6,7 @@ Spec sections 5.3 and 5.4.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,16 +19,18 @@ from kosmos2_jax.evaluation import box_metrics
 from kosmos2_jax.grounding import markup, prompts, tags
 from kosmos2_jax.grounding.boxes import Box
 
-from .captioning import caption_figures, plain_text
+from .captioning import caption_figures, plain_text, task_name
 
 COMPREHENSION = ("refcoco", "refcoco_plus", "refcocog")
 GENERATION = "refcocog_generation"
+SHOTS = (2, 4)
 
 
 def register(folder: Path, settings: TaskSettings) -> tuple[str, ...]:
     """Adds a task for each split of each set below `folder`; gives their names."""
     grid_size = settings.vocabulary.grid_size
     names = []
+    shots = {GENERATION: (0, *SHOTS)}
     for benchmark in (*COMPREHENSION, GENERATION):
         if benchmark == GENERATION:
             parts = {
@@ -38,9 +41,12 @@ def register(folder: Path, settings: TaskSettings) -> tuple[str, ...]:
         else:
             read = functools.partial(_first_box, grid_size)
             parts = {"build": _build_comprehension, "read": read, "measure": accuracy}
-        for split in BENCHMARKS[benchmark].splits:
-            names.append(f"{benchmark}_{split}")
-            add_benchmark_task(names[-1], benchmark, split, folder / benchmark, settings, **parts)
+        place = folder / benchmark
+        for split, count in itertools.product(
+            BENCHMARKS[benchmark].splits, shots.get(benchmark, (0,))
+        ):
+            names.append(task_name(benchmark, split, count))
+            add_benchmark_task(names[-1], benchmark, split, place, settings, shots=count, **parts)
     return tuple(names)
 
 

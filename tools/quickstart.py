@@ -30,7 +30,7 @@ from kosmos2_jax.training.host_memory import keep_memory  # noqa: E402
 from kosmos2_jax.training.settings import parse_command_line  # noqa: E402
 from kosmos2_jax.training.sheets import sheet_items  # noqa: E402
 from kosmos2_jax.training.signals import EXIT_RESTART, Interrupted  # noqa: E402
-from kosmos2_jax.training.task_evaluation import TaskResult  # noqa: E402
+from kosmos2_jax.training.task_scoring import TaskResult  # noqa: E402
 
 EXPORT_FOLDER = "hugging_face"
 _CURVES = (
@@ -80,7 +80,7 @@ def _finish(
 ) -> dict[str, float]:
     export = workdir / EXPORT_FOLDER
     convert(model, export, "hf", overwrite=True)
-    pictures = results[scenes.REC].images[:8]
+    pictures = [sample.pictures[0] for sample in results[scenes.REC].samples[:8]]
     figures = {name: value for r in results.values() for name, value in r.metrics.items()}
     figures["export_max_abs_logit_diff"] = compare_with_transformers(model, export, pictures)
     figures["training_minutes"] = minutes

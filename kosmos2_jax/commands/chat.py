@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 from typing import TYPE_CHECKING
 
 from kosmos2_jax.commands.terminal import (
@@ -30,8 +29,6 @@ Ask, and press return. [the dog](0.1,0.2,0.5,0.9) in a question is a phrase with
 /clear        forget what was said and shown
 /help         this
 /quit         or Ctrl-D: end"""
-# As a link in Markdown.
-_PHRASE = re.compile(r"\[([^\[\]]+)\]\(([^()]*)\)")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -48,9 +45,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       Kosmos2Error: a picture or the model cannot be read.
     """
-    from kosmos2_jax.vision.preprocessing import load_image
+    from kosmos2_jax.vision.remote import open_image
 
-    images = [load_image(image) for image in args.images]
+    images = [open_image(image) for image in args.images]
     with status(f"reading {args.model}") as say:
         predictor = read_model(args, say)
     print("Type /help for what can be done here.")
@@ -88,7 +85,8 @@ class _Talk:
         Raises:
           Kosmos2Error: it cannot be done; what was said before stays.
         """
-        from kosmos2_jax.vision.preprocessing import load_image
+        from kosmos2_jax.grounding.links import read_links
+        from kosmos2_jax.vision.remote import open_image
 
         word, _, rest = line.partition(" ")
         if word == "/help":
@@ -96,15 +94,16 @@ class _Talk:
         elif word == "/clear":
             self._turns, self._images = [], []
         elif word == "/image":
-            self._images.append(load_image(rest.strip()))
+            self._images.append(open_image(rest.strip()))
         elif word.startswith("/"):
             raise Kosmos2Error(f"There is no {word}: type /help.")
         else:
-            self._ask(read_question(line))
+            self._ask(read_links(line))
 
     def _ask(self, question: GroundedText) -> None:
         from kosmos2_jax.inference.live_text import LiveText
         from kosmos2_jax.inference.questions import Turn
+        from kosmos2_jax.inference.results import as_said
 
         turn = Turn(question, images=tuple(self._images))
         asked = self._predictor.questions.chat([*self._turns, turn], self._grounded, self._sampling)
@@ -120,27 +119,5 @@ class _Talk:
             for box, score in zip(span.boxes, span.scores, strict=False):
                 shown = ",".join(f"{value:.3f}" for value in box)
                 print(f"  [{span.text}]({shown})  score {score:.2f}")
-        # A box without a phrase cannot be said again.
-        spans = tuple(span for span in answer.spans if span.start < span.end)
-        said = dataclasses.replace(answer, spans=spans)
-        self._turns.append(Turn(question, said, turn.images))
+        self._turns.append(Turn(question, as_said(answer), turn.images))
         self._images = []
-
-
-def read_question(line: str) -> GroundedText:
-    """A question in which [phrase](x1,y1,x2,y2) has a box.
-
-    Raises:
-      BoxError: a box is malformed.
-    """
-    from kosmos2_jax.grounding.boxes import check_box
-    from kosmos2_jax.grounding.grounded_text import GroundedText, Span
-
-    text, spans, place = "", [], 0
-    for match in _PHRASE.finditer(line):
-        text += line[place : match.start()]
-        box = check_box(match[2].split(","))
-        spans.append(Span(match[1], len(text), len(text) + len(match[1]), (box,)))
-        text += match[1]
-        place = match.end()
-    return GroundedText(text + line[place:], tuple(spans))

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kosmos2_jax.commands.terminal import (
+    LOOPBACK,
     Parser,
     add_checkpoint,
     note,
+    port,
     positive,
     read_model,
     status,
+    warm_up,
 )
 from kosmos2_jax.errors import Kosmos2Error
 
-if TYPE_CHECKING:
-    from kosmos2_jax.inference.engine import Engine
-    from kosmos2_jax.inference.predictor import Predictor
-
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _STOPPING = 10  # seconds that requests under way have at the end
 
 
@@ -30,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
     add_checkpoint(parser)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen at; others see it (%(default)s)")
-    add("--port", type=_port, default=8000, help="0 for any that is free (%(default)s)")
+    add("--port", type=port, default=8000, help="0 for any that is free (%(default)s)")
     add("--name", default="kosmos-2", help="of the model, for clients (%(default)s)")
     add(
         "--api-key-file", type=Path, metavar="FILE",
@@ -82,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         timeout=args.timeout,
         allow_remote_images=args.allow_remote_images,
     )
-    if args.host not in _LOOPBACK and not settings.api_keys:
+    if args.host not in LOOPBACK and not settings.api_keys:
         note(f"whoever reaches {args.host} may use the model: --api-key-file asks for a key")
     with status(f"reading {args.model}") as say:
         from kosmos2_jax.inference.engine import Engine
@@ -93,21 +89,12 @@ def run(args: argparse.Namespace) -> None:
             rows=args.rows, max_waiting=args.max_waiting,
         )  # fmt: skip
         say("compiling")
-        _warm_up(engine, predictor)
+        warm_up(engine, predictor)
     app = make_app(engine, predictor.questions, settings)
     uvicorn.run(
         app, host=args.host, port=args.port, server_header=False,
         timeout_graceful_shutdown=_STOPPING,
     )  # fmt: skip
-
-
-def _warm_up(engine: Engine, predictor: Predictor) -> None:
-    """A first answer, so that the first client does not wait for the compiler."""
-    import numpy as np
-
-    sampling = dataclasses.replace(predictor.model.sampling, max_new_tokens=1)
-    blank = np.zeros((1, 1, 3), np.uint8)
-    engine.generate([predictor.questions.describe(blank, sampling=sampling).request])
 
 
 def _read_keys(file: Path | None) -> tuple[str, ...]:
@@ -117,9 +104,3 @@ def _read_keys(file: Path | None) -> tuple[str, ...]:
     if not keys:
         raise Kosmos2Error(f"{file} has no API key: write one a line.")
     return keys
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
-    return int(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kosmos2_jax.errors import Kosmos2Error
 
 if TYPE_CHECKING:
+    from kosmos2_jax.inference.engine import Engine
     from kosmos2_jax.inference.predictor import Predictor
 
 PROG = "kosmos2"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")  # hosts that only this machine reaches
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +45,13 @@ def positive(text: str) -> int:
     """Type of an option that counts something."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """Type of an option that is a port."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
     return int(text)
 
 
@@ -80,6 +90,15 @@ def read_model(args: argparse.Namespace, say: Callable[[str], None]) -> Predicto
         progress=lambda done: say(f"reading {args.model}: {done / 1e9:.1f} GB"),
         **length,
     )
+
+
+def warm_up(engine: Engine, predictor: Predictor) -> None:
+    """A first answer of a server, so that its first client does not wait for the compiler."""
+    import numpy as np
+
+    sampling = dataclasses.replace(predictor.model.sampling, max_new_tokens=1)
+    blank = np.zeros((1, 1, 3), np.uint8)
+    engine.generate([predictor.questions.describe(blank, sampling=sampling).request])
 
 
 def add_config(parser: Parser) -> None:

@@ -7,18 +7,21 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import seqio
 import tensorflow as tf
 
+from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS, BenchmarkTask
 from kosmos2_jax.data.benchmarks import BENCHMARKS
 from kosmos2_jax.data.benchmarks.reading import Problem
 from kosmos2_jax.data.benchmarks.records import Record
+from kosmos2_jax.data.choices import CANDIDATES, longest, read_rows
+from kosmos2_jax.data.demonstrations import Demonstrations
 from kosmos2_jax.data.document_tasks import TRUTH, TaskSettings
 from kosmos2_jax.data.examples import Example, encode_example
-from kosmos2_jax.data.features import output_features
+from kosmos2_jax.data.features import EXAMPLE_ID, output_features
 from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.errors import BoxError, MarkupError
 from kosmos2_jax.grounding.boxes import Box
@@ -37,8 +40,8 @@ Measure = Callable[[Sequence[R], Sequence[Any]], Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions(Generic[R]):
-    """What a task asks.
+class AskedRecords(Generic[R]):
+    """What of a benchmark a task asks.
 
     Attributes:
       records: by id, in the order of the benchmark.
@@ -59,6 +62,8 @@ def add_benchmark_task(
     build: Build[R],
     read: Read[R],
     measure: Measure[R],
+    num_beams: int = 1,
+    shots: int = 0,
 ) -> None:
     """Adds a task over one split of a benchmark, in place of any of the same name.
 
@@ -76,30 +81,77 @@ def add_benchmark_task(
       build: see `Build`; what it cannot express as markup is lost.
       read: see `Read`.
       measure: see `Measure`; 0 must be the worst.
+      num_beams: see `BenchmarkTask`.
+      shots: demonstrations before what is asked, drawn for each example by `settings.seed`.
+    """
+    encode = settings.encode
+
+    def ask(split: str) -> AskedRecords[R]:
+        return ask_records(benchmark, folder, split, lambda record: build(record, b""))
+
+    shown = Demonstrations(
+        lambda: ask(BENCHMARKS[benchmark].train).records.values(),
+        lambda record: build(record, read_picture(record.image)),
+        shots,
+        settings.seed,
+    )
+
+    def features(record: R) -> dict[str, Any]:
+        own = build(record, read_picture(record.image))
+        example = Example((*shown.before(record.id), *own.parts))
+        return encode_example(example, settings.vocabulary, encode.num_latents, encode.quantiser)
+
+    asked = functools.cache(lambda: ask(split))
+    task = BenchmarkTask(benchmark, split, folder, asked, num_beams, shots)
+    register_task(name, task, settings, encode=features, read=read, measure=measure)
+
+
+def register_task(
+    name: str,
+    task: BenchmarkTask,
+    settings: TaskSettings,
+    *,
+    encode: Callable[[R], Mapping[str, Any]],
+    read: Read[R],
+    measure: Measure[R],
+    more: Mapping[str, tf.DType] = MappingProxyType({}),
+) -> None:
+    """Adds a task over records to seqio; see `add_benchmark_task`.
+
+    Args:
+      name: of the task.
+      task: whose records are asked.
+      settings: vocabulary and pictures.
+      encode: gives the features of a record, those of `encode_example` and `more`.
+      read: see `Read`.
+      measure: see `Measure`.
+      more: types of further features, which have one value each.
     """
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
-
-    @functools.cache
-    def questions() -> Questions[R]:
-        return _ask(benchmark, folder, split, build)
+    BENCHMARK_TASKS[name] = task
+    asked = task.asked
 
     def source(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices({"id": list(questions().records)})
+        return tf.data.Dataset.from_tensor_slices({"id": list(asked().records)})
 
     def preprocess(
         dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None
     ) -> tf.data.Dataset:
-        limit = sequence_length["targets"] if sequence_length else None
-        encode = functools.partial(_encode, name, questions, build, settings, limit)
-        return dataset.map(functools.partial(_features, encode))
+        def encoded(identity: bytes) -> tuple[Any, ...]:
+            record = asked().records[identity.decode()]
+            features = encode(record)
+            _check_lengths(name, record.id, features, sequence_length or {})
+            return (*features.values(), json.dumps(record.id).encode())
+
+        return dataset.map(functools.partial(_features, encoded, more))
 
     def postprocess(output: str, example: Mapping[str, Any], is_target: bool) -> Any:
-        record = questions().records[json.loads(example[TRUTH])]
+        record = asked().records[json.loads(example[TRUTH])]
         return record if is_target else read(output, record)
 
     def figures(targets: list[R], predictions: list[Any]) -> dict[str, float]:
-        lost, whole = len(questions().problems), len(targets) == len(questions().records)
+        lost, whole = len(asked().problems), len(targets) == len(asked().records)
         share = len(targets) / (len(targets) + lost) if whole else 1.0
         found = {
             f"{name}_{key}": value if "/" in key else value * share
@@ -130,7 +182,20 @@ def pixels(box: Box, size: tuple[int, int]) -> Box:
     return Box(box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height)
 
 
-def _ask(benchmark: str, folder: Path, split: str, build: Build[R]) -> Questions[R]:
+def ask_records(
+    benchmark: str, folder: Path, split: str, check: Callable[[R], object]
+) -> AskedRecords[R]:
+    """Reads a benchmark.
+
+    Args:
+      benchmark: name in `BENCHMARKS`.
+      folder: of the download.
+      split: of the benchmark.
+      check: raises `MarkupError` or `BoxError` for a record that cannot be asked.
+
+    Raises:
+      DataError: a file is missing or is another one.
+    """
     entry = BENCHMARKS[benchmark]
     missing = entry.missing(folder, split)
     if missing:
@@ -141,41 +206,49 @@ def _ask(benchmark: str, folder: Path, split: str, build: Build[R]) -> Questions
     records, problems = {}, list(reading.problems)
     for record in reading.records:
         try:
-            build(record, b"")
+            check(record)
         except (MarkupError, BoxError) as error:
             problems.append(Problem(record.id, str(error)))
         else:
             records[record.id] = record
-    return Questions(records, tuple(problems))
+    return AskedRecords(records, tuple(problems))
 
 
-def _encode(
-    name: str,
-    questions: Callable[[], Questions[R]],
-    build: Build[R],
-    settings: TaskSettings,
-    limit: int | None,
-    identity: bytes,
-) -> tuple[np.ndarray, ...]:
-    record = questions().records[identity.decode()]
+def read_picture(path: str) -> bytes:
+    """Returns a picture as it is.
+
+    Raises:
+      DataError: it cannot be read.
+    """
     try:
-        picture = Path(record.image).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{record.image!r} cannot be read: {error.strerror}.") from None
-    encode = settings.encode
-    features = encode_example(
-        build(record, picture), settings.vocabulary, encode.num_latents, encode.quantiser
-    )
-    if limit is not None and len(features["targets"]) > limit:
+        raise DataError(f"{path!r} cannot be read: {error.strerror}.") from None
+
+
+def _check_lengths(
+    name: str, identity: str, features: Mapping[str, Any], limits: Mapping[str, int]
+) -> None:
+    tokens = len(features["targets"])
+    if CANDIDATES in features:
+        tokens = max(tokens, longest(read_rows(features[CANDIDATES])))
+    if tokens > limits.get("targets", tokens):
         raise DataError(
-            f"Example {record.id!r} of {name} has {len(features['targets'])} tokens: set "
-            f"data.length to {len(features['targets']) - 1} or more."
+            f"Example {identity!r} of {name} has {tokens} tokens: set data.length to {tokens - 1} "
+            "or more."
         )
-    return (*features.values(), json.dumps(record.id).encode())
+    pictures, limit = len(features["images"]), limits.get("images", 0)
+    if limit and pictures > limit:  # who wants no pictures at all may go without
+        raise DataError(
+            f"Example {identity!r} of {name} has {pictures} pictures: set data.images to "
+            f"{pictures} or more."
+        )
 
 
 def _features(
-    encode: Callable[[bytes], tuple[np.ndarray, ...]], given: Mapping[str, tf.Tensor]
+    encode: Callable[[bytes], tuple[Any, ...]],
+    more: Mapping[str, tf.DType],
+    given: Mapping[str, tf.Tensor],
 ) -> dict[str, tf.Tensor]:
     types = {
         "targets": tf.int32,
@@ -183,10 +256,14 @@ def _features(
         "image_slots": tf.int32,
         "images": tf.string,
     }
-    *sequences, truth = tf.numpy_function(
-        encode, [given["id"]], [*types.values(), tf.string], stateful=False
+    single = {**more, TRUTH: tf.string}
+    found = tf.numpy_function(
+        encode, [given["id"]], [*types.values(), *single.values()], stateful=False
     )
-    found = {
-        name: tf.ensure_shape(value, [None]) for name, value in zip(types, sequences, strict=True)
+    shapes = [[None]] * len(types) + [[]] * len(single)
+    names = (*types, *single)
+    features = {
+        name: tf.ensure_shape(value, shape)
+        for name, value, shape in zip(names, found, shapes, strict=True)
     }
-    return found | {TRUTH: tf.ensure_shape(truth, [])}
+    return features | {EXAMPLE_ID: given["id"]}

@@ -9,6 +9,10 @@ import tensorflow as tf
 
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 
+# A feature that tasks may have besides, tf.string []: what predictions of an example are saved
+# under. Without it that is the example's place.
+EXAMPLE_ID = "id"
+
 
 def output_features(vocabulary: Kosmos2Vocabulary) -> Mapping[str, seqio.Feature]:
     """The output features of every task; see `kosmos2_jax.data.examples.encode_example`.

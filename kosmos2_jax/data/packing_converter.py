@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,7 @@ class PackingFeatureConverter(seqio.FeatureConverter):
         image_mode: str = SQUARE,
         open_rows: int = 4,
         threads: int = 1,
+        keep: Mapping[str, tf.DType] = MappingProxyType({}),
     ) -> None:
         """Creates a converter.
 
@@ -106,6 +108,8 @@ class PackingFeatureConverter(seqio.FeatureConverter):
           image_mode: see `kosmos2_jax.data.pictures.decode_picture`; that of inference (spec 3.2).
           open_rows: see `kosmos2_jax.data.packing.RowLimits`.
           threads: that decode pictures; the order of rows does not depend on it.
+          keep: types of features that tasks have besides, one value each, which rows keep. Only for
+            one example a row.
         """
         # The base class refuses to pack anything but sequences, and its length checks cost more
         # than all the rest.
@@ -118,6 +122,11 @@ class PackingFeatureConverter(seqio.FeatureConverter):
         self._image_mode = image_mode
         self._open_rows = open_rows
         self._threads = threads
+        self._keep = tuple(keep)
+        self.MODEL_FEATURES = {
+            **self.MODEL_FEATURES,
+            **{name: _Spec(dtype=dtype, rank=0) for name, dtype in keep.items()},
+        }
         if not decode:
             self.MODEL_FEATURES = {
                 **self.MODEL_FEATURES,
@@ -131,7 +140,7 @@ class PackingFeatureConverter(seqio.FeatureConverter):
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
     ) -> tf.data.Dataset:
         limits = self.row_limits(task_feature_lengths)
-        ds = _packed(ds, limits) if self._packs else _one_a_row(ds, limits)
+        ds = _packed(ds, limits) if self._packs else _one_a_row(ds, limits, self._keep)
         if not self._decodes:
             return ds
         if self._threads == 1:
@@ -176,12 +185,12 @@ class PackingFeatureConverter(seqio.FeatureConverter):
         weights, pixels = tf.numpy_function(
             decode, [row[name] for name in names], [tf.float32, tf.uint8], stateful=False
         )
-        decoded = {name: row[name] for name in _ROW_TYPES}
+        decoded = {name: row[name] for name in (*_ROW_TYPES, *self._keep)}
         decoded["loss_weights"] = tf.ensure_shape(weights, row["loss_weights"].shape)
         return {**decoded, "images": tf.ensure_shape(pixels, shape)}
 
 
-def _one_a_row(ds: tf.data.Dataset, limits: RowLimits) -> tf.data.Dataset:
+def _one_a_row(ds: tf.data.Dataset, limits: RowLimits, keep: Sequence[str]) -> tf.data.Dataset:
     def convert(features: _Features) -> dict[str, tf.Tensor]:
         ids, images = features["targets"], features["images"]
         size = tf.size(ids) - 1
@@ -201,6 +210,7 @@ def _one_a_row(ds: tf.data.Dataset, limits: RowLimits) -> tf.data.Dataset:
             "image_segments": pad(tf.ones_like(images, tf.int32), 0, limits.images),
             "counts": tf.constant([1] + [0] * len(SKIP_REASONS), tf.int64),
             "notes": features.get(NOTE, tf.constant("")),
+            **{name: features[name] for name in keep},
         }
 
     return ds.map(convert)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kosmos2_jax.evaluation.means import Figure
 from kosmos2_jax.grounding.boxes import Box, iou
 from kosmos2_jax.grounding.grounded_text import GroundedText
 
@@ -26,7 +27,7 @@ def phrase_boxes(grounded: GroundedText, phrase: str) -> list[Box]:
     return [box for span in grounded.spans if span.text.strip() == wanted for box in span.boxes]
 
 
-def rec_accuracy(targets: Sequence[Box], predictions: Sequence[Box | None]) -> float:
+def rec_accuracy(targets: Sequence[Box], predictions: Sequence[Box | None]) -> Figure:
     """Returns the share of examples whose box is a hit (spec section 5.3), 0..1.
 
     Args:
@@ -37,11 +38,12 @@ def rec_accuracy(targets: Sequence[Box], predictions: Sequence[Box | None]) -> f
       ValueError: there are no examples, or not as many predictions as targets.
     """
     _check_lengths(targets, predictions)
-    hits = sum(
-        prediction is not None and iou(target, prediction) >= MIN_IOU
-        for target, prediction in zip(targets, predictions, strict=True)
+    return Figure(
+        [
+            prediction is not None and iou(target, prediction) >= MIN_IOU
+            for target, prediction in zip(targets, predictions, strict=True)
+        ]
     )
-    return hits / len(targets)
 
 
 def recall_at_k(
@@ -49,7 +51,7 @@ def recall_at_k(
     predictions: Sequence[Sequence[Box]],
     ks: Sequence[int] = (1, 5, 10),
     merge_boxes: bool = False,
-) -> dict[str, float]:
+) -> dict[str, Figure]:
     """Returns the share of phrases found within the first k boxes (spec section 5.2).
 
     Args:
@@ -65,7 +67,7 @@ def recall_at_k(
       ValueError: as `first_hits`.
     """
     ranks = first_hits(targets, predictions, merge_boxes)
-    return {f"r{k}": sum(rank < k for rank in ranks) / len(ranks) for k in ks}
+    return {f"r{k}": Figure([rank < k for rank in ranks]) for k in ks}
 
 
 def first_hits(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from kosmos2_jax.evaluation.means import Figure
+
 # The mean of the log probabilities of an answer's tokens, or their sum. SEED-Bench takes the mean
 # (spec section 5.7); what the papers took for the language tasks is not published.
 MEAN = "mean"
@@ -51,7 +53,7 @@ def best_candidate(candidates: Sequence[Sequence[float]], normalization: str = M
     return scores.index(max(scores))
 
 
-def choice_accuracy(targets: Sequence[int], choices: Sequence[int]) -> float:
+def choice_accuracy(targets: Sequence[int], choices: Sequence[int]) -> Figure:
     """Returns the share of examples where the right candidate was chosen, 0..1.
 
     Raises:
@@ -61,4 +63,4 @@ def choice_accuracy(targets: Sequence[int], choices: Sequence[int]) -> float:
         raise ValueError(f"There are {len(targets)} targets but {len(choices)} choices.")
     if not targets:
         raise ValueError("There are no examples to score.")
-    return sum(t == c for t, c in zip(targets, choices, strict=True)) / len(targets)
+    return Figure([t == c for t, c in zip(targets, choices, strict=True)])

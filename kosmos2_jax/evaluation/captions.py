@@ -10,7 +10,8 @@ import numpy as np
 from kosmos2_jax.evaluation import coco_java, ptb_tokenizer
 from kosmos2_jax.evaluation.bleu import bleu, bleu_counts
 from kosmos2_jax.evaluation.cider import cider_d
-from kosmos2_jax.evaluation.ngrams import check_captions
+from kosmos2_jax.evaluation.means import Figure
+from kosmos2_jax.evaluation.ngrams import MAX_N, check_captions
 from kosmos2_jax.evaluation.rouge import rouge_l
 
 
@@ -33,10 +34,14 @@ class CaptionScores:
     num_empty: int
 
     def figures(self) -> dict[str, float]:
-        """Returns the figures by name: "cider", "bleu1" to "bleu4", "rouge_l", maybe "meteor"."""
-        figures = {"cider": sum(self.cider) / len(self.cider)}
-        figures |= {f"bleu{n}": value for n, value in enumerate(bleu(self.bleu_counts), 1)}
-        figures["rouge_l"] = sum(self.rouge_l) / len(self.rouge_l)
+        """Returns the figures by name: "cider", "bleu1" to "bleu4", "rouge_l", maybe "meteor".
+
+        All but METEOR, which its program computes of all together, are `Figure`s.
+        """
+        figures: dict[str, float] = {"cider": Figure(self.cider)}
+        for n in range(MAX_N):
+            figures[f"bleu{n + 1}"] = Figure(self.bleu_counts, lambda rows, n=n: bleu(rows)[n])
+        figures["rouge_l"] = Figure(self.rouge_l)
         if self.meteor is not None:
             figures["meteor"] = self.meteor[0]
         return figures

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+Statistic = Callable[[np.ndarray], float]
 
 
 class Interval(NamedTuple):
@@ -16,9 +19,46 @@ class Interval(NamedTuple):
     high: float
 
 
+class Figure(float):
+    """A figure of many examples: a float that knows what it is made of.
+
+    A product with a number is the figure of that share, as of all examples where the others of
+    them count 0.
+
+    Attributes:
+      scores: [examples] or [examples, ...]: rows of which it is a statistic.
+    """
+
+    scores: np.ndarray
+
+    def __new__(
+        cls, scores: Sequence[Any] | np.ndarray, statistic: Statistic | None = None
+    ) -> Figure:
+        """A statistic of `scores`, their mean by default; at least one row."""
+        return cls._make(np.asarray(scores), statistic, 1.0)
+
+    @classmethod
+    def _make(cls, scores: np.ndarray, statistic: Statistic | None, factor: float) -> Figure:
+        value = math.fsum(scores) / len(scores) if statistic is None else statistic(scores)
+        figure = super().__new__(cls, factor * value)
+        figure.scores, figure._statistic, figure._factor = scores, statistic, factor
+        return figure
+
+    def __mul__(self, factor: float) -> Figure:
+        """The figure of a share, or one in other units."""
+        return self._make(self.scores, self._statistic, self._factor * factor)
+
+    __rmul__ = __mul__
+
+    def interval(self, resamples: int = 1000) -> Interval:
+        """How sure it is, see `bootstrap_interval`; 95%."""
+        found = bootstrap_interval(self.scores, self._statistic, resamples=resamples)
+        return Interval(*(self._factor * end for end in found))
+
+
 def means_by_group(
     scores: Sequence[float], groups: Sequence[Iterable[str]]
-) -> dict[str, tuple[float, int]]:
+) -> dict[str, tuple[Figure, int]]:
     """Returns mean score and number of examples of each group, groups in order of their names.
 
     Args:
@@ -33,12 +73,12 @@ def means_by_group(
     for score, names in zip(scores, groups, strict=True):
         for name in names:
             members[name].append(score)
-    return {name: (sum(m) / len(m), len(m)) for name, m in sorted(members.items())}
+    return {name: (Figure(m), len(m)) for name, m in sorted(members.items())}
 
 
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray,
-    statistic: Callable[[np.ndarray], float] | None = None,
+    statistic: Statistic | None = None,
     *,
     resamples: int = 1000,
     confidence: float = 0.95,
@@ -48,7 +88,8 @@ def bootstrap_interval(
 
     Args:
       values: [examples] or [examples, ...], what the figure is made of.
-      statistic: the figure of resampled rows of `values`; their mean by default.
+      statistic: the figure of resampled rows of `values`; their mean by default. Where it is NaN,
+        as rows that were drawn have no figure, they are left out.
       resamples: how often as many examples are drawn again, with replacement.
       confidence: share of the resampled figures within the interval.
       seed: the same seed gives the same interval.
@@ -70,5 +111,5 @@ def bootstrap_interval(
         drawn = rows[rng.integers(len(rows), size=len(rows))]
         figures[number] = drawn.mean() if statistic is None else statistic(drawn)
     tail = (1.0 - confidence) / 2
-    low, high = np.quantile(figures, (tail, 1.0 - tail))
+    low, high = np.nanquantile(figures, (tail, 1.0 - tail))
     return Interval(float(low), float(high))

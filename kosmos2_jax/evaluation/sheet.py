@@ -90,23 +90,29 @@ def first_box_iou(predicted: Sequence[Box], true: Sequence[Box]) -> float:
     return max((iou(box, predicted[0]) for box in true), default=0.0) if predicted else 0.0
 
 
+def drawn_picture(item: SheetItem) -> Image.Image:
+    """Returns the picture at the size it has on a sheet, with predicted and true boxes."""
+    picture = _scaled(item.image)
+    pen = ImageDraw.Draw(picture, "RGBA")
+    area = Rect(0, 0, picture.width, picture.height)
+    # The dashed box goes on top: a perfect prediction shows both.
+    for boxes, colour, dashed in ((item.predicted, _PREDICTED, False), (item.true, _TRUE, True)):
+        for box in filter(is_drawable, boxes):
+            draw_box(pen, pixel_box(box, area), colour, 3, dashed)
+    return picture
+
+
 def _tile(item: SheetItem) -> Image.Image:
     """Returns picture, verdict and caption, `_TILE` pixels wide."""
-    picture = _scaled(item.image)
+    picture = drawn_picture(item)
     font = text_tools.load_font(_FONT_SIZE)
     step = text_tools.line_height(font) + 3
     verdict = _verdict(item)
     lines = _caption_lines(item.caption, font)
     height = picture.height + 6 + step * (len(lines) + bool(verdict))
     tile = Image.new("RGB", (_TILE, height), _PAPER)
-    left = (_TILE - picture.width) // 2
-    tile.paste(picture, (left, 0))
+    tile.paste(picture, ((_TILE - picture.width) // 2, 0))
     pen = ImageDraw.Draw(tile, "RGBA")
-    area = Rect(left, 0, left + picture.width, picture.height)
-    # The dashed box goes on top: a perfect prediction shows both.
-    for boxes, colour, dashed in ((item.predicted, _PREDICTED, False), (item.true, _TRUE, True)):
-        for box in filter(is_drawable, boxes):
-            draw_box(pen, pixel_box(box, area), colour, 3, dashed)
     top = picture.height + 6
     if verdict:
         pen.text((0, top), verdict[0], fill=verdict[1], font=font)

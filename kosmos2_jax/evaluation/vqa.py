@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from kosmos2_jax.evaluation.means import Figure
+
 _NUMBERS = {
     word: str(number)
     for number, word in enumerate(
@@ -92,7 +94,7 @@ def answer_score(answers: Sequence[str], prediction: str) -> float:
     return sum(min((count - one) / 3, 1.0) for one in same) / len(same)
 
 
-def vqa_accuracy(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
+def vqa_accuracy(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> Figure:
     """Returns the mean of `answer_score` over all questions, 0..1.
 
     Args:
@@ -107,5 +109,4 @@ def vqa_accuracy(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -
         raise ValueError(f"There are {len(targets)} targets but {len(predictions)} predictions.")
     if not targets:
         raise ValueError("There are no questions to score.")
-    scores = [answer_score(*pair) for pair in zip(targets, predictions, strict=True)]
-    return sum(scores) / len(scores)
+    return Figure([answer_score(*pair) for pair in zip(targets, predictions, strict=True)])

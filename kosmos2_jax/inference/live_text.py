@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kosmos2_jax.grounding.grounded_text import GroundedText
+from kosmos2_jax.grounding.grounded_text import GroundedText, Span
 from kosmos2_jax.inference.questions import Question
 from kosmos2_jax.inference.requests import LENGTH, Output, Piece
 
@@ -21,10 +21,21 @@ class LiveText:
         """The text that is new."""
         self._ids += piece.ids
         self._log_probs += piece.log_probs
-        # Only the text of it is read.
-        so_far = Output(self._ids, self._log_probs, self._log_probs, LENGTH, "")
+        return self._new(self.so_far().text)
+
+    def so_far(self) -> GroundedText:
+        """What is written by now with its phrases and boxes, without scores and problems."""
+        grounded = self._question.read(
+            Output(self._ids, self._log_probs, self._log_probs, LENGTH, "")
+        )
         # What follows "<" may become a tag, which is no text.
-        return self._new(self._question.read(so_far).text.partition("<")[0])
+        text = grounded.text.partition("<")[0]
+        spans = (
+            Span(span.text, span.start, span.end, span.boxes)
+            for span in grounded.spans
+            if span.end <= len(text)
+        )
+        return GroundedText(text, tuple(spans))
 
     def end(self, output: Output) -> tuple[str, GroundedText]:
         """The text that is left, and the whole with its boxes."""

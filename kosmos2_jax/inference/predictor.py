@@ -43,10 +43,11 @@ Answers = GroundedText | list[GroundedText]
 class Predictor:
     """A model with its tokenizer, ready for pictures.
 
-    A picture is a path, encoded bytes, an open file, a Pillow picture or a uint8 array
-    [H, W, 3]; a list of them gives a list of results, made together. Boxes are fractions of the
-    picture's width and height. Every result is a `GroundedText` whose boxes have scores of 0..1,
-    see `kosmos2_jax.inference.reading.ScoredBox`; its `problems` say what the model did wrong.
+    A picture is a path, a public address (https://…), encoded bytes, an open file, a Pillow
+    picture or a uint8 array [H, W, 3]; a list of them gives a list of results, made together.
+    Boxes are fractions of the picture's width and height. Every result is a `GroundedText` whose
+    boxes have scores of 0..1, see `kosmos2_jax.inference.reading.ScoredBox`; its `problems` say
+    what the model did wrong.
 
     Attributes:
       model: architecture and default settings.

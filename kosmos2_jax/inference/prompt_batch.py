@@ -131,6 +131,28 @@ def batch_prompts(
     return PromptBatch(tokens, lengths, slots, _stack_images(prompts), _stack_vectors(prompts))
 
 
+def widen_batch(batch: PromptBatch, places: int, images: int, image_size: int) -> PromptBatch:
+    """The same rows with room for more, as other processes may have longer ones.
+
+    Args:
+      batch: rows.
+      places: tokens of a row, padding included.
+      images: pictures of a row; 0 for None, if the batch has none.
+      image_size: pixels a side, for a batch without pictures.
+    """
+    more = ((0, 0), (0, places - batch.tokens.shape[1]))
+    found = batch.images
+    if found is None and images:
+        found = np.zeros((len(batch.tokens), 0, image_size, image_size, 3), np.uint8)
+    if found is not None:
+        found = np.pad(found, ((0, 0), (0, images - found.shape[1]), (0, 0), (0, 0), (0, 0)))
+    return batch._replace(
+        tokens=np.pad(batch.tokens, more, constant_values=Kosmos2Vocabulary.pad_id),
+        image_slots=np.pad(batch.image_slots, more, constant_values=TEXT_SLOT),
+        images=found,
+    )
+
+
 def check_length(prompt: Prompt, max_length: int) -> None:
     """Raises `MarkupError` if a row has more than `max_length` tokens."""
     if len(prompt.ids) > max_length:

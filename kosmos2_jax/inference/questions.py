@@ -28,7 +28,8 @@ from kosmos2_jax.inference.prompt_batch import Prompt, build_prompt
 from kosmos2_jax.inference.reading import read_boxes_of, read_caption
 from kosmos2_jax.inference.requests import Output, Request
 from kosmos2_jax.inference.sampling import SamplingConfig
-from kosmos2_jax.vision.preprocessing import ImageSource, load_image, square_pixels
+from kosmos2_jax.vision.preprocessing import ImageSource, square_pixels
+from kosmos2_jax.vision.remote import open_image
 
 Segment = str | GroundedText | ImageSource
 
@@ -198,7 +199,7 @@ class Questions:
 
         Args:
           segments: in reading order: strings with tags as the model knows them, grounded texts,
-            pictures (not by their path as a string, use a `pathlib.Path`), and vectors as float
+            pictures (not by a string, use a `pathlib.Path`), and vectors as float
             arrays [K, E], each in the place of a token's embedding.
           sampling: how to write on.
 
@@ -226,7 +227,7 @@ class Questions:
         return build_prompt(self.vocabulary, self.config.resampler.num_latents, segments)
 
     def _pixels(self, image: ImageSource) -> np.ndarray:
-        return square_pixels(load_image(image), self.config.vision.image_size)
+        return square_pixels(open_image(image), self.config.vision.image_size)
 
     def _question(
         self,

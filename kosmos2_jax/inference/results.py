@@ -5,15 +5,17 @@ JSON is `GroundedText.to_dict`, a picture `kosmos2_jax.vision.drawing.draw_groun
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
-from kosmos2_jax.grounding.boxes import check_box
-from kosmos2_jax.grounding.grounded_text import GroundedText
-from kosmos2_jax.vision.preprocessing import ImageSource, load_image
+from kosmos2_jax.grounding.boxes import Box, check_box
+from kosmos2_jax.grounding.grounded_text import GroundedText, Span
+from kosmos2_jax.vision.preprocessing import ImageSource
+from kosmos2_jax.vision.remote import open_image
 
 
 def crop(image: ImageSource, box: Sequence[float]) -> Image.Image:
@@ -27,7 +29,7 @@ def crop(image: ImageSource, box: Sequence[float]) -> Image.Image:
       ImageError: the picture cannot be read.
       BoxError: the box is reversed, outside of the picture or not a number.
     """
-    picture, (x1, y1, x2, y2) = load_image(image), check_box(box)
+    picture, (x1, y1, x2, y2) = open_image(image), check_box(box)
     left, top = math.floor(x1 * picture.width), math.floor(y1 * picture.height)
     right, bottom = math.ceil(x2 * picture.width), math.ceil(y2 * picture.height)
     return picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
@@ -68,3 +70,21 @@ def coco_annotations(
                 entry["score"] = span.scores[number]
             found.append(entry)
     return found
+
+
+def with_subject(answer: GroundedText, box: Box) -> GroundedText:
+    """The answer of `Questions.refer` as a sentence, "It is ...", in which "It" has the box."""
+    beginning = "It is "
+    shift = len(beginning)
+    moved = (
+        dataclasses.replace(span, start=span.start + shift, end=span.end + shift)
+        for span in answer.spans
+    )
+    subject = Span("It", 0, 2, (box,))
+    return GroundedText(beginning + answer.text, (subject, *moved), answer.problems)
+
+
+def as_said(answer: GroundedText) -> GroundedText:
+    """The answer as a turn of a conversation can hold it: a box without a phrase is left out."""
+    spans = tuple(span for span in answer.spans if span.start < span.end)
+    return dataclasses.replace(answer, spans=spans)

@@ -14,8 +14,9 @@ T slots of the cache, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,12 @@ from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import MarkupError
 from kosmos2_jax.grounding.boxes import Box, cells_to_box, iou
 from kosmos2_jax.inference.decoding import read_prompts
-from kosmos2_jax.inference.prompt_batch import Prompt, PromptBatch, batch_prompts
+from kosmos2_jax.inference.prompt_batch import (
+    Prompt,
+    PromptBatch,
+    batch_prompts,
+    widen_batch,
+)
 from kosmos2_jax.models.decoder import Cache
 from kosmos2_jax.models.kosmos2 import Kosmos2
 
@@ -74,11 +80,30 @@ class Trie:
         return sees, sees.sum(axis=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """How the prompts of a batch lie over devices and processes; by default over one device.
+
+    Of several processes each gives prompts of its own, as many as the others, and gets their
+    scores.
+
+    Attributes:
+      agree: the largest of the numbers that all processes give, one by one.
+      place: arrays of own rows as arrays over all devices.
+      fetch: an array over all devices as one of own rows.
+    """
+
+    agree: Callable[[list[int]], list[int]] = list
+    place: Callable[[dict[str, np.ndarray]], dict[str, Any]] = dict
+    fetch: Callable[[Array], np.ndarray] = np.asarray
+
+
 def score_continuations(
     config: Kosmos2Config,
     params: Any,
     prompts: Sequence[Prompt],
     continuations: Sequence[Sequence[Sequence[int]]],
+    spread: Spread = Spread(),
 ) -> list[list[np.ndarray]]:
     """Log-probability of each token of each continuation of each prompt, natural logarithm.
 
@@ -88,6 +113,7 @@ def score_continuations(
       prompts: which are read together.
       continuations: token ids, for each prompt at least one. End them with `</s>` where one may
         be the beginning of another.
+      spread: over which devices.
 
     Returns:
       For each prompt and each of its continuations float32 [tokens]; sums are log-likelihoods.
@@ -99,31 +125,37 @@ def score_continuations(
     tries = [Trie(own) for own in continuations]
     batch = batch_prompts(prompts, max_length=config.decoder.max_length)
     chunks = -(-max(len(trie.reads) for trie in tries) // _CHUNK)
+    images = 0 if batch.images is None else batch.images.shape[1]
+    places, images, chunks = spread.agree([batch.tokens.shape[1], images, chunks])
+    batch = widen_batch(batch, places, images, config.vision.image_size)
     # Powers of two, so that tries of like size share programs.
     slots = _CHUNK * (1 << (chunks - 1).bit_length()) if chunks else 0
     mask, positions = _visible(tries, batch, slots)
+    ranges = [range(n * _CHUNK, (n + 1) * _CHUNK) for n in range(-1, chunks)]
+    asked = [[_children(trie, here) for trie in tries] for here in ranges]
+    counts = spread.agree([_CHUNK * -(-max(map(len, own)) // _CHUNK) for own in asked])
     log_probs = [np.zeros(len(trie.tokens), np.float32) for trie in tries]
     with jax.default_matmul_precision("highest"):
-        hidden, cache = _read(config, batch.tokens.shape[1] + slots, params, batch)
-        for chunk in range(-1, chunks):
-            here = range(chunk * _CHUNK, (chunk + 1) * _CHUNK)
-            if chunk >= 0:
-                tokens = _padded([[trie.tokens[n] for n in trie.reads[here.start : here.stop]]
-                                  for trie in tries], _CHUNK)  # fmt: skip
-                hidden, cache = _read_nodes(
-                    config, params, cache, tokens, batch.tokens.shape[1] + here.start,
-                    positions[:, here.start : here.stop], mask[:, here.start : here.stop],
-                )  # fmt: skip
-            asked = [_children(trie, here) for trie in tries]
-            count = _CHUNK * -(-max(map(len, asked)) // _CHUNK)
-            values = _log_probs(
-                config, params, hidden,
-                _padded([[place for place, _ in own] for own in asked], count),
-                _padded([[trie.tokens[n] for _, n in own] for trie, own in zip(tries, asked,
-                         strict=True)], count),
-            )  # fmt: skip
-            for row, own in enumerate(asked):
-                log_probs[row][[node for _, node in own]] = np.asarray(values)[row, : len(own)]
+        given = {name: array for name, array in batch._asdict().items() if array is not None}
+        placed = batch._replace(**spread.place(given))
+        hidden, cache = _read(config, places + slots, params, placed)
+        for here, rows, count in zip(ranges, asked, counts, strict=True):
+            if here.start >= 0:
+                cut = slice(here.start, here.stop)
+                nodes = {
+                    "tokens": _tokens(tries, [trie.reads[cut] for trie in tries], _CHUNK),
+                    "positions": positions[:, cut],
+                    "mask": mask[:, cut],
+                }
+                start = np.int32(places + here.start)
+                hidden, cache = _read_nodes(config, params, cache, start, **spread.place(nodes))
+            questions = {
+                "parents": _padded([[place for place, _ in own] for own in rows], count),
+                "tokens": _tokens(tries, [[node for _, node in own] for own in rows], count),
+            }
+            values = spread.fetch(_log_probs(config, params, hidden, **spread.place(questions)))
+            for row, own in enumerate(rows):
+                log_probs[row][[node for _, node in own]] = values[row, : len(own)]
     return [[own[path] for path in trie.paths] for trie, own in zip(tries, log_probs, strict=True)]
 
 
@@ -173,7 +205,7 @@ def top_boxes(
         mask[..., : len(prompt.ids)] = True
         mask[0, :, places:] = np.eye(beams)
         hidden, _ = _read_nodes(
-            config, params, cache, (corners + first_id)[None].astype(np.int32), places,
+            config, params, cache, np.int32(places), (corners + first_id)[None].astype(np.int32),
             np.full((1, beams), len(prompt.ids), np.int32), mask,
         )  # fmt: skip
         second = np.asarray(_location_log_probs(config, params, hidden), np.float64)[0]
@@ -234,6 +266,14 @@ def _children(trie: Trie, here: range) -> list[tuple[int, int]]:
     return [(places[parent], node) for node, parent in enumerate(trie.parents) if parent in places]
 
 
+def _tokens(
+    tries: Sequence[Trie], nodes: Sequence[Sequence[int]], length: int
+) -> Int[np.ndarray, "B N"]:
+    """Of some nodes of each trie."""
+    rows = [[trie.tokens[node] for node in own] for trie, own in zip(tries, nodes, strict=True)]
+    return _padded(rows, length)
+
+
 def _padded(rows: Sequence[Sequence[int]], length: int) -> Int[np.ndarray, "B N"]:
     filled = np.zeros((len(rows), length), np.int32)
     for row, values in enumerate(rows):
@@ -255,8 +295,8 @@ def _read_nodes(
     config: Kosmos2Config,
     params: Any,
     cache: Cache,
-    tokens: Int[Array, "B C"],
     start: Int[Array, ""],
+    tokens: Int[Array, "B C"],
     positions: Int[Array, "B C"],
     mask: Bool[Array, "B C T"],
 ) -> tuple[Float[Array, "B C E"], Cache]:
@@ -277,7 +317,8 @@ def _log_probs(
     """Of tokens, each after one of the hidden states."""
     logits = Kosmos2(config).apply({"params": params}, hidden, method="logits")
     row = jnp.arange(len(tokens))[:, None]
-    return logits[row, parents, tokens] - jax.nn.logsumexp(logits, axis=-1)[row, parents]
+    found = logits[row, parents, tokens] - jax.nn.logsumexp(logits, axis=-1)[row, parents]
+    return jnp.minimum(found, 0.0)  # rounding may say that a token is more than certain
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -24,6 +24,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from kosmos2_jax.errors import Kosmos2Error
 from kosmos2_jax.inference.engine import Engine
@@ -147,9 +148,7 @@ class _Server:
         if asked.stream:
             pieces = self._counted(handle, deadline)
             events = reply.events(handle, pieces, asked.include_usage)
-            return StreamingResponse(
-                events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-            )
+            return _Stream(handle, events)
         (outputs,) = await self._outputs([handle], deadline)
         return JSONResponse(reply.whole(outputs))
 
@@ -241,6 +240,22 @@ class _Server:
         except TimeoutError:
             raise RequestError("The body took too long to come.", 408, "timeout") from None
         return bytes(body)
+
+
+class _Stream(StreamingResponse):
+    """Events of a request, which is cancelled if its client goes before the first of them."""
+
+    def __init__(self, handle: Handle, events: AsyncIterator[str]) -> None:
+        super().__init__(
+            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+        self._handle = handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._handle.cancel()  # `events` do so only once they have begun
 
 
 def _content_type(request: Request) -> str:

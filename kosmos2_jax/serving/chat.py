@@ -7,6 +7,8 @@ boxes, as answers have it, so that an answer can be sent back as it came:
      "boxes": [{"text": "the dog", "boxes": [[0.1, 0.2, 0.5, 0.9]]}]}
 
 `start` and `end`, in characters of the text, are needed only where the phrase is in it twice.
+
+With `"raw": true` the one message is the prompt itself, tags and all: its parts in their order.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ _OF_NO_MEANING = (
 )  # fmt: skip
 _SYSTEM, _USER, _ASSISTANT = ("system", "developer"), "user", "assistant"
 _MAX_MESSAGES = 1000
+_TEXT, _IMAGE = "text", "image_url"
+
+Part = tuple[str, str]  # kind and value of a part of a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,8 @@ class ChatRequest:
     """A request that was read.
 
     Attributes:
-      turns: of the conversation.
+      turns: of the conversation; none for a raw prompt.
+      raw: parts of a raw prompt, ("text", TEXT) and ("image_url", URL).
       sampling: how to answer.
       grounded: whether boxes are asked for.
       stream: whether the answer is wanted piece by piece.
@@ -55,6 +61,7 @@ class ChatRequest:
     """
 
     turns: tuple[ParsedTurn, ...]
+    raw: tuple[Part, ...]
     sampling: SamplingConfig
     grounded: bool
     stream: bool
@@ -64,11 +71,15 @@ class ChatRequest:
     @property
     def image_urls(self) -> tuple[str, ...]:
         """Of all turns, in reading order."""
-        return tuple(url for turn in self.turns for url in turn.image_urls)
+        raw = (value for kind, value in self.raw if kind == _IMAGE)
+        return (*raw, *(url for turn in self.turns for url in turn.image_urls))
 
     def question(self, questions: Questions, images: Sequence[Image.Image]) -> Question:
         """What the engine is asked; `images` are those of `image_urls`."""
         rest = iter(images)
+        if self.raw:
+            segments = [next(rest) if kind == _IMAGE else value for kind, value in self.raw]
+            return questions.raw(segments, self.sampling)
         turns = [
             Turn(turn.question, turn.answer, tuple(next(rest) for _ in turn.image_urls))
             for turn in self.turns
@@ -89,14 +100,24 @@ def read_chat(data: Any, questions: Questions, settings: ServerSettings) -> Chat
     options = Fields(fields.any("stream_options") or {}, "stream_options")
     if fields.whole("top_logprobs", 0, 0, 20):
         raise fields.error("top_logprobs", "is not supported: only written tokens have logprobs")
+    messages, raw = fields.list("messages"), fields.flag("raw")
     request = ChatRequest(
-        turns=_read_turns(fields.list("messages"), settings),
+        turns=() if raw else _read_turns(messages),
+        raw=_read_raw(messages) if raw else (),
         sampling=read_sampling(fields, questions.sampling, settings, has_grammar),
         grounded=fields.flag("grounded"),
         stream=fields.flag("stream"),
         include_usage=options.flag("include_usage"),
         logprobs=fields.flag("logprobs"),
     )
+    if raw and request.grounded:
+        raise fields.error("grounded", "is for questions: write <grounding> into a raw prompt")
+    if len(request.image_urls) > settings.max_images:
+        raise RequestError(
+            f"The messages have {len(request.image_urls)} pictures: at most "
+            f"{settings.max_images} may come at once.",
+            param="messages",
+        )
     options.ignore("include_obfuscation")
     options.end()
     fields.ignore(*_OF_NO_MEANING)
@@ -116,7 +137,7 @@ def check_model(fields: Fields, settings: ServerSettings) -> None:
         )
 
 
-def _read_turns(messages: list[Any], settings: ServerSettings) -> tuple[ParsedTurn, ...]:
+def _read_turns(messages: list[Any]) -> tuple[ParsedTurn, ...]:
     if not messages:
         raise RequestError("messages must hold at least one message.", param="messages")
     if len(messages) > _MAX_MESSAGES:
@@ -145,13 +166,26 @@ def _read_turns(messages: list[Any], settings: ServerSettings) -> tuple[ParsedTu
     if not asked:
         raise RequestError("The last message must be the user's.", param="messages")
     turns.append(ParsedTurn(_join(texts), None, tuple(urls)))
-    count = sum(len(turn.image_urls) for turn in turns)
-    if count > settings.max_images:
-        raise RequestError(
-            f"The messages have {count} pictures: at most {settings.max_images} may come at once.",
-            param="messages",
-        )
     return tuple(turns)
+
+
+def _read_raw(messages: list[Any]) -> tuple[Part, ...]:
+    if len(messages) != 1:
+        raise RequestError("A raw prompt must be one message.", param="messages")
+    fields = Fields(messages[0], "messages[0]")
+    if fields.text("role") != _USER:
+        raise fields.error("role", "of a raw prompt must be user")
+    content = fields.any("content")
+    if isinstance(content, str):
+        parts = [(_TEXT, fields.clean("content", content))]
+    elif isinstance(content, list):
+        parts = _read_parts(content, fields.path("content"))
+    else:
+        raise fields.error("content", "must be a string or a list of parts")
+    fields.end()
+    if not parts:
+        raise fields.error("content", "is empty")
+    return tuple(parts)
 
 
 def _read_content(fields: Fields, is_answer: bool) -> tuple[GroundedText, list[str]]:
@@ -159,7 +193,9 @@ def _read_content(fields: Fields, is_answer: bool) -> tuple[GroundedText, list[s
     if isinstance(content, str):
         text, urls = fields.clean("content", content), []
     elif isinstance(content, list):
-        text, urls = _read_parts(content, fields.path("content"))
+        parts = _read_parts(content, fields.path("content"))
+        text = " ".join(value for kind, value in parts if kind == _TEXT)
+        urls = [value for kind, value in parts if kind == _IMAGE]
     elif content is None and is_answer:
         text, urls = "", []
     else:
@@ -175,26 +211,25 @@ def _read_content(fields: Fields, is_answer: bool) -> tuple[GroundedText, list[s
     return GroundedText(text, tuple(kept)), urls
 
 
-def _read_parts(parts: list[Any], path: str) -> tuple[str, list[str]]:
-    texts: list[str] = []
-    urls: list[str] = []
+def _read_parts(parts: list[Any], path: str) -> list[Part]:
+    found: list[Part] = []
     for number, entry in enumerate(parts):
         part = Fields(entry, f"{path}[{number}]")
         kind = part.text("type")
-        if kind == "text":
-            texts.append(_required(part, "text"))
-        elif kind == "image_url":
+        if kind == _TEXT:
+            found.append((kind, _required(part, "text")))
+        elif kind == _IMAGE:
             value = part.any("image_url")
             if isinstance(value, str):
                 value = {"url": value}
             image = Fields(value, part.path("image_url"))
-            urls.append(_required(image, "url"))
+            found.append((kind, _required(image, "url")))
             image.ignore("detail")  # pictures have one size only
             image.end()
         else:
             raise part.error("type", "must be text or image_url")
         part.end()
-    return " ".join(texts), urls
+    return found
 
 
 def _read_span(fields: Fields, text: str) -> Span:

@@ -214,17 +214,21 @@ class EvaluationRun:
       checkpoint: a folder or file of any format that `kosmos2_jax.interop.convert.load` reads.
       tokenizer: its files, where the checkpoint lacks them.
       data: where the tasks' data lie; `tasks`, `folder`, and what encoding needs.
-      evaluation: what is measured; `examples` a task, 0 for all.
+      evaluation: what is measured; `tasks` empty for all benchmarks that are there; `examples` a
+        task, 0 for all.
+      predictions: a folder of predictions that were saved before, `TASK.jsonl`, which are scored
+        without asking the model; empty to ask it.
       split: of the tasks.
       mesh: see `RunConfig`.
       dtype: of activations.
-      seed: of what is left to chance in encoding.
+      seed: of what is left to chance in encoding, and of demonstrations.
     """
 
     checkpoint: str = ""
     tokenizer: str = ""
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    predictions: str = ""
     split: str = "test"
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
     dtype: str = "float32"

@@ -14,7 +14,8 @@ from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.run_config import RunConfig
 from kosmos2_jax.training.sheets import write_sheets
 from kosmos2_jax.training.state import TrainState, model_params
-from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
+from kosmos2_jax.training.task_evaluation import TaskEvaluation
+from kosmos2_jax.training.task_scoring import TaskResult
 
 
 @dataclasses.dataclass(frozen=True)

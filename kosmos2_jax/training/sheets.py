@@ -11,14 +11,19 @@ from PIL import Image
 from kosmos2_jax.data.benchmark_tasks import fractions
 from kosmos2_jax.data.benchmarks.records import (
     CaptionRecord,
+    ChoiceRecord,
+    DescribedRecord,
+    MatrixRecord,
+    NameRecord,
     PhraseRecord,
     QuestionRecord,
     ReferringRecord,
 )
+from kosmos2_jax.data.choice_tasks import Chosen
 from kosmos2_jax.evaluation.sheet import SheetItem, picture_sheet
 from kosmos2_jax.evaluation.vqa import normalize_answer
 from kosmos2_jax.training.processes import is_first
-from kosmos2_jax.training.task_evaluation import TaskResult
+from kosmos2_jax.training.task_scoring import Sample, TaskResult
 
 _COLUMNS = 6
 _PICTURES = 24
@@ -42,11 +47,13 @@ def sheet_items(result: TaskResult, count: int = _PICTURES) -> list[SheetItem]:
     Where it is a list, it holds the answers that are right. Records of benchmarks are shown as
     what they ask and what is true. Anything else is shown as it is.
     """
-    triples = zip(result.images, result.targets, result.predictions, strict=True)
-    return [
-        _item(Image.fromarray(image), truth, found)
-        for _, (image, truth, found) in zip(range(count), triples, strict=False)
-    ]
+    return [sheet_item(result, sample) for sample in result.samples[:count] if sample.pictures]
+
+
+def sheet_item(result: TaskResult, sample: Sample) -> SheetItem:
+    """An example of a task, which has a picture, with what was found; see `sheet_items`."""
+    truth, found = result.targets[sample.number], result.predictions[sample.number]
+    return _item(Image.fromarray(sample.pictures[-1]), truth, found)
 
 
 def _item(image: Image.Image, truth: Any, found: Any) -> SheetItem:
@@ -70,4 +77,17 @@ def _item(image: Image.Image, truth: Any, found: Any) -> SheetItem:
         case QuestionRecord():
             right = normalize_answer(found) in map(normalize_answer, truth.answers)
             return SheetItem(image, f"{truth.question} {found}", correct=right)
+        case ChoiceRecord(options=options) if isinstance(found, Chosen):
+            option = options[found.mean]
+            said = f"{option.prompt} {option.answer}"
+            return SheetItem(image, said, correct=found.mean == truth.answer)
+        case ChoiceRecord(options=options):
+            return SheetItem(image, f"{options[0].prompt} {options[0].answer}: {found}")
+        case MatrixRecord():
+            right = None if found is None else found.mean == truth.answer
+            return SheetItem(image, f"{truth.id} / {found}", correct=right)
+        case NameRecord():
+            return SheetItem(image, f"{truth.names[0]} / {found}", correct=found in truth.names)
+        case DescribedRecord():
+            return SheetItem(image, f"{truth.names[truth.answer]} / {found}")
     return SheetItem(image, f"{truth} / {found}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -51,22 +51,38 @@ def record_run(run: RunConfig, workdir: epath.Path) -> None:
     Raises:
       ConfigError: it holds a run with other settings.
     """
-    first_does(lambda: _record(run, workdir / RUN_JSON))
+    first_does(lambda: keep_settings(workdir / RUN_JSON, dataclasses.asdict(run), ("mesh",)))
 
 
-def _record(run: RunConfig, path: epath.Path) -> None:
-    settings = json.loads(json.dumps(dataclasses.asdict(run)))
+def keep_settings(path: epath.Path, settings: Mapping[str, Any], may_change: Sequence[str]) -> None:
+    """Writes settings as JSON; process 0 alone does.
+
+    Args:
+      path: of the file.
+      settings: what JSON can hold.
+      may_change: names, as "data.folder", of what may be another value than in the file.
+
+    Raises:
+      ConfigError: the file holds others.
+    """
+    settings = json.loads(json.dumps(settings))
     if path.exists():
         old = json.loads(path.read_text())
-        if changed := sorted(_differences({**old, "mesh": settings["mesh"]}, settings)):
+        changed = sorted(set(_differences(old, settings)))
+        kept = [name for name in changed if not _within(name, may_change)]
+        if kept:
             raise ConfigError(
-                f"{path.parent} holds a run with other settings ({', '.join(changed)}); give "
+                f"{path.parent} holds a run with other settings ({', '.join(kept)}); give "
                 "another --workdir or remove it"
             )
-        if old == settings:
+        if not changed:
             return
     with new_file(path, overwrite=True) as partial:  # a kill at this moment leaves no half of it
         partial.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _within(name: str, groups: Sequence[str]) -> bool:
+    return any(f"{name}.".startswith(f"{group}.") for group in groups)
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:

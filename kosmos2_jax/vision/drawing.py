@@ -171,7 +171,7 @@ def _draw_labels(
     for (_, colour, _), place, text in zip(items, places, texts, strict=True):
         if place:
             pen.rectangle(_inclusive(place), fill=colour)
-            pen.text((place.left + pad, place.top + 1), text, fill=_ink_on(colour), font=font)
+            pen.text((place.left + pad, place.top + 1), text, fill=ink_on(colour), font=font)
 
 
 def _draw_leader(pen: ImageDraw.ImageDraw, label: Rect, box: Rect, colour: Colour) -> None:
@@ -191,7 +191,7 @@ def _add_caption(canvas: Image.Image, grounded: GroundedText, font_size: int) ->
     """Returns the canvas with the text on white below it, phrases marked in their colours."""
     font = text_tools.load_font(round(1.1 * font_size))
     pad = font_size
-    lines = text_tools.wrap(_caption_runs(grounded), font, canvas.width - 2 * pad)
+    lines = text_tools.wrap(caption_runs(grounded), font, canvas.width - 2 * pad)
     step = round(1.3 * text_tools.line_height(font))
     strip = step * len(lines) + pad
     result = Image.new("RGB", (canvas.width, canvas.height + strip), _PAPER)
@@ -211,7 +211,7 @@ def _add_caption(canvas: Image.Image, grounded: GroundedText, font_size: int) ->
     return result
 
 
-def _caption_runs(grounded: GroundedText) -> list[tuple[str, int | None]]:
+def caption_runs(grounded: GroundedText) -> list[tuple[str, int | None]]:
     """Returns the text cut at phrases, each piece with the number of its phrase.
 
     Spans may be out of order, nested or outside the text: a letter belongs to the last one.
@@ -262,7 +262,7 @@ def _tint(colour: Colour) -> Colour:
     return tuple(round(255 - (255 - value) * 0.28) for value in colour)
 
 
-def _ink_on(colour: Colour) -> Colour:
+def ink_on(colour: Colour) -> Colour:
     """Returns dark or white, whichever is read better on a colour (relative luminance)."""
     red, green, blue = ((value / 255) ** 2.2 for value in colour)
     return _INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.26 else _PAPER

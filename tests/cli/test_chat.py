@@ -6,11 +6,8 @@ import dataclasses
 import io
 from pathlib import Path
 
-import pytest
-
 from kosmos2_jax.cli import main
-from kosmos2_jax.commands.chat import read_question
-from kosmos2_jax.errors import BoxError
+from kosmos2_jax.grounding.links import read_links
 from kosmos2_jax.inference.predictor import Predictor
 from kosmos2_jax.inference.questions import Turn
 
@@ -27,7 +24,7 @@ def test_a_conversation(model_folder: Path, picture: Path, capsys, monkeypatch):
     predictor = Predictor.from_pretrained(model_folder, max_new_tokens=6)
     sampling = dataclasses.replace(predictor.model.sampling, grammar=True)
     first = Turn("What is it?", images=(picture,))
-    second = Turn(read_question(lines[5]))
+    second = Turn(read_links(lines[5]))
     answers = []
     for turns in ([first], [first, second], [Turn("And now?")]):
         if len(turns) == 2:
@@ -42,13 +39,3 @@ def test_a_conversation(model_folder: Path, picture: Path, capsys, monkeypatch):
     assert "/clear" in out  # by /help
     for fault in ("'nowhere.png' does not exist", "no /dance", "is reversed"):
         assert fault in err
-
-
-def test_phrases_with_boxes():
-    question = read_question("Is [the dog](0.1, 0.2,0.5,0.9) near [a cat](0,0,1,1)? (no)")
-    assert question.text == "Is the dog near a cat? (no)"
-    assert [(s.text, question.text[s.start : s.end], s.boxes[0]) for s in question.spans] == [
-        ("the dog", "the dog", (0.1, 0.2, 0.5, 0.9)), ("a cat", "a cat", (0, 0, 1, 1)),
-    ]  # fmt: skip
-    with pytest.raises(BoxError, match="four numbers"):
-        read_question("[it](here)")

@@ -28,7 +28,8 @@ from kosmos2_jax.partitioning import batch_sharding, make_mesh
 from kosmos2_jax.tasks import benchmarks
 from kosmos2_jax.training.run_config import EvaluationConfig
 from kosmos2_jax.training.sheets import sheet_items
-from kosmos2_jax.training.task_evaluation import TaskEvaluation, TaskResult
+from kosmos2_jax.training.task_evaluation import TaskEvaluation
+from kosmos2_jax.training.task_scoring import Sample, TaskResult
 
 SIZE = 28  # of the tiny model's pictures
 LENGTHS = feature_lengths(128, 1)
@@ -248,8 +249,9 @@ def test_sheets_show_what_was_asked():
     question = QuestionRecord("2", "x", "Red?", ("Yes.", "no"))
     caption = CaptionRecord("3", "x", ("A hat.",))
     records, found = [phrase, question, caption], [[Box(0, 0, 64, 16)], "yes", "a cap"]
-    black = [np.zeros((4, 4, 3), np.uint8)] * 3
-    items = sheet_items(TaskResult({}, [""] * 3, found, records, black))
+    black = (np.zeros((4, 4, 3), np.uint8),)
+    samples = [Sample(number, "", black) for number in range(3)]
+    items = sheet_items(TaskResult({}, predictions=found, targets=records, samples=samples))
     assert [item.caption for item in items] == ["red hat", "Red? yes", "A hat. / a cap"]
     assert items[0].predicted == (Box(0, 0, 1, 0.5),) and items[0].true == (Box(0, 0, 0.5, 1),)
     assert [item.correct for item in items] == [None, True, None]

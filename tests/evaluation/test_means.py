@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from kosmos2_jax.evaluation.bleu import bleu, bleu_counts
-from kosmos2_jax.evaluation.means import bootstrap_interval, means_by_group
+from kosmos2_jax.evaluation.means import Figure, bootstrap_interval, means_by_group
+from kosmos2_jax.evaluation.roc import roc_auc
 
 
 def test_an_example_counts_in_each_of_its_groups():
@@ -41,6 +44,20 @@ def test_interval_of_a_figure_that_is_no_mean():
     low, high = bootstrap_interval(counts, lambda rows: bleu(rows)[0], resamples=200)
     assert bleu(counts)[0] == pytest.approx(0.75)
     assert low < 0.75 < high
+
+
+def test_a_figure_is_a_float_that_knows_its_interval():
+    figure = Figure([1.0, 0.0, 1.0, 1.0] * 25)
+    assert figure == 0.75 and json.dumps([figure]) == "[0.75]"
+    assert figure.interval() == bootstrap_interval(figure.scores)
+    share = 0.5 * figure
+    assert share == 0.375 == figure * 0.5
+    assert share.interval() == tuple(end / 2 for end in figure.interval())
+    auc = roc_auc([True, False] * 20, [float("inf"), 1.0, 0.5, float("-inf")] * 10)
+    assert auc == 0.75
+    assert 0.5 < auc.interval().low < 0.75 < auc.interval().high < 1.0
+    # Draws of one kind alone have no area.
+    assert np.isfinite(roc_auc([1, 0], [2.0, 1.0]).interval()).all()
 
 
 @pytest.mark.parametrize(

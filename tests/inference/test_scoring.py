@@ -60,6 +60,12 @@ def test_log_likelihoods_equal_transformers(reference, random_prompt):
         ):
             expected = _theirs(reference.model, prompt, continuation)
             np.testing.assert_allclose(log_probs, expected, atol=1e-4)
+    # Each in a row of its own, where nothing is shared.
+    alone = score_continuations(
+        CONFIG, reference.params, [prompts[1]] * 4, [[answer] for answer in answers[1]]
+    )
+    for (own,), shared in zip(alone, found[1], strict=True):
+        np.testing.assert_allclose(own, shared, atol=1e-5)
 
 
 def test_the_best_boxes_are_those_of_whole_forward_passes(reference, random_prompt):

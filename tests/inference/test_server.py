@@ -182,6 +182,23 @@ def test_boxes_are_carried_over(client: openai.OpenAI, predictor):
     assert answer.choices[0].message.content == predictor.answer([question])[0][0].text
 
 
+def test_a_raw_prompt(client: openai.OpenAI, predictor):
+    prompt = f"<grounding> Question: {QUESTION} Answer:"
+    answer = client.chat.completions.create(
+        model="kosmos-2", messages=[{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": data_url()}},
+            {"type": "text", "text": prompt},
+        ]}], extra_body={"raw": True},
+    )  # fmt: skip
+    sampling = dataclasses.replace(predictor.model.sampling, grammar=True)
+    asked = predictor.questions.raw([PIXELS, prompt], sampling)
+    assert answer.usage.prompt_tokens == len(asked.request.prompt.ids)
+    told = predictor.answer([asked])[0][0]
+    assert answer.choices[0].message.content == told.text
+    assert answer.choices[0].message.boxes == json.loads(json.dumps(told.to_dict()["spans"]))
+    assert told.spans
+
+
 def test_other_fields_of_openai(client: openai.OpenAI):
     assert [model.id for model in client.models.list()] == ["kosmos-2"]
     assert client.models.retrieve("kosmos-2").object == "model"
@@ -271,6 +288,11 @@ BAD = {
     "path": ({"messages": [user(image="/etc/passwd")]}, 400, "data URL"),
     "remote": ({"messages": [user(image="http://127.0.0.1/a.png")]}, 400, "fetches no pictures"),
     "pictures": ({"messages": [user()] * 9}, 400, "9 pictures"),
+    "raw twice": ({"messages": [user()] * 2, "raw": True}, 400, "must be one message"),
+    "raw answer": ({"messages": [{"role": "assistant"}], "raw": True}, 400, "must be user"),
+    "raw boxes": ({"messages": [user(boxes=[])], "raw": True}, 400, "messages[0].boxes"),
+    "raw tags": ({"messages": [user("<patch_index_0999>")], "raw": True}, 400, "_0999>"),
+    "raw and grounded": (chat(raw=True, grounded=True), 400, "write <grounding>"),
     "box reversed": (
         {"messages": [user(boxes=[{"text": "shape", "boxes": [[0.5, 0, 0.1, 1]]}])]},
         400, "reversed",
@@ -368,6 +390,36 @@ def test_clients_that_hang_up_free_their_rows(predictor):
         assert all(line in text for line in (gone, *idle))
         reply = HTTP.post(f"{url}/v1/chat/completions", json=chat(max_tokens=2))
         assert reply.status_code == 200
+
+
+def test_a_stream_whose_client_is_gone_before_its_first_event(predictor):
+    """The server learns of it when it sends the head of its answer."""
+    handles = []
+
+    class Watched(Engine):
+        def submit(self, request, *, wait=False):
+            handles.append(super().submit(request, wait=wait))
+            return handles[-1]
+
+    body = json.dumps(chat(max_tokens=100, temperature=2.0, stream=True)).encode()
+    came = iter([{"type": "http.request", "body": body}])
+
+    async def receive() -> dict:
+        return next(came, None) or await asyncio.Event().wait()
+
+    async def send(_: dict) -> None:
+        raise OSError("the client is gone")
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")], "asgi": {"spec_version": "2.4"},
+    }  # fmt: skip
+    with Watched(predictor.config, predictor.params, predictor.vocabulary, rows=1) as engine:
+        app = make_app(engine, predictor.questions, SETTINGS)
+        with contextlib.suppress(Exception):
+            asyncio.run(app(scope, receive, send))
+        (handle,) = handles
+        assert handle.cancelled
 
 
 def test_keys_and_time(predictor):

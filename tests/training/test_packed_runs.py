@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from kosmos2_jax import train as trainer
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
@@ -124,19 +125,38 @@ def test_batches_have_the_shapes_that_are_compiled_ahead_of_time(folder, tmp_pat
     assert told(batch) == told(batch_shapes(run))
 
 
+def add_benchmark(folder: Path) -> None:
+    """RefCOCO's validation set of two expressions, in its own files."""
+    name = "COCO_train2014_000000000001.jpg"
+    image = {"id": 0, "file_name": name, "width": SIZE, "height": SIZE}
+    listed = {
+        "images": [image | {"caption": "the a"}, image | {"id": 1, "caption": "and"}],
+        "annotations": [{"id": n, "image_id": n, "bbox": [0, 0, 8, 8]} for n in (0, 1)],
+    }
+    (folder / "train2014").mkdir(parents=True)
+    (folder / "mdetr_annotations").mkdir()
+    Image.new("RGB", (SIZE, SIZE), "red").save(folder / "train2014" / name)
+    (folder / "mdetr_annotations" / "finetune_refcoco_val.json").write_text(json.dumps(listed))
+
+
 def test_what_a_run_tells_of_itself(folder, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(folder, data)
+    add_benchmark(data / "benchmarks" / "refcoco")
     for file in (data / "captions").glob("train*"):  # a split that one of the tasks has
         shutil.copy(file, file.with_name(file.name.replace("train", "validation")))
     run = dataclasses.replace(
         a_run(data),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, total_steps=3),
-        evaluation=EvaluationConfig(loss_mixture="kosmos2_pretrain", loss_rows=10),
+        evaluation=EvaluationConfig(
+            ("refcoco_val",), max_new_tokens=4, loss_mixture="kosmos2_pretrain", loss_rows=10
+        ),
         profile_steps=(2, 2),
         log_every=3,
     )
     trained = trainer.train(run, tmp_path / "run")
+    result = trained.results["refcoco_val"]
+    assert [record.expressions for record in result.targets] == [("the a",), ("and",)]
     told, evaluated = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
 
     tasks = {name.rpartition("/")[2] for name in told if name.startswith("data/examples/")}
@@ -152,6 +172,7 @@ def test_what_a_run_tells_of_itself(folder, tmp_path):
     assert 0 <= told["speed/waiting_for_data"] < 1
     assert list((tmp_path / "run/profile").rglob("*.xplane.pb"))
     assert set(progress(told)) == {"loss", "tokens/s", "wait"}
+    assert evaluated["eval/refcoco_val_lost"] == 0.0
 
     model, names = load(trained.model), ("eval/loss", "eval/loss/task/captions")
     assert [name for name in evaluated if name.startswith("eval/loss/task")] == [names[1]]

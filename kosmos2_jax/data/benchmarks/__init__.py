@@ -12,12 +12,15 @@ from functools import partial
 from pathlib import Path
 
 from kosmos2_jax.data.benchmarks import (
+    birds,
     captions,
+    commonsense,
     flickr30k,
     imagenet,
     language,
     picture_choices,
     questions,
+    raven,
     refcoco,
 )
 from kosmos2_jax.data.benchmarks.reading import Reading
@@ -27,6 +30,7 @@ _COCO = "https://cocodataset.org/#download"
 _MDETR = "https://zenodo.org/record/4729015 (mdetr_annotations.tar.gz)"
 _KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 _FLICKR = "https://shannon.cs.illinois.edu/DenotationGraph/ (pictures, on request)"
+_VALM = "https://github.com/Victorwz/VaLM/tree/main/data"
 _SUPERGLUE = "https://super.gluebenchmark.com/tasks"
 
 
@@ -40,6 +44,7 @@ class Benchmark:
       splits: those that can be read, the usual one first.
       files: `split` to the files and folders that it needs, below the folder of the download.
       read: `(folder, split)` to its records.
+      train: the split that demonstrations are drawn from; empty where there is none.
     """
 
     summary: str
@@ -47,6 +52,7 @@ class Benchmark:
     splits: tuple[str, ...]
     files: Callable[[str], tuple[str, ...]]
     read: Callable[[Path, str], Reading]
+    train: str = ""
 
     def missing(self, folder: Path, split: str) -> list[str]:
         """Returns the files and folders that are not there.
@@ -54,8 +60,9 @@ class Benchmark:
         Raises:
           DataError: there is no such split.
         """
-        if split not in self.splits:
-            raise DataError(f"There is no split {split!r}: use one of {', '.join(self.splits)}.")
+        known = (*self.splits, self.train) if self.train else self.splits
+        if split not in known:
+            raise DataError(f"There is no split {split!r}: use one of {', '.join(known)}.")
         return [name for name in self.files(split) if not (folder / name).exists()]
 
 
@@ -68,6 +75,15 @@ def _language(task: str, summary: str, source: str) -> Benchmark:
         (split,),
         lambda split: names,
         lambda folder, split: language.read(task, folder),
+    )
+
+
+def _commonsense(
+    summary: str, file: str, folder: str, read: Callable[[Path], Reading]
+) -> Benchmark:
+    source = f"{_VALM}/{folder}"
+    return Benchmark(
+        summary, source, ("test",), lambda split: (file,), lambda folder, split: read(folder)
     )
 
 
@@ -98,6 +114,7 @@ BENCHMARKS = {
         refcoco.SETS["refcocog"],
         partial(refcoco.generation_files, "refcocog"),
         partial(refcoco.read_generation, "refcocog"),
+        train="train",
     ),
     "flickr30k_captions": Benchmark(
         "captions of Flickr30k, Karpathy's split",
@@ -105,13 +122,15 @@ BENCHMARKS = {
         ("test", "val"),
         partial(captions.karpathy_files, "flickr30k"),
         partial(captions.read_karpathy, "flickr30k"),
+        train="train",
     ),
     "coco_captions": Benchmark(
         "captions of COCO, Karpathy's split",
-        f"{_KARPATHY}; val2014: {_COCO}",
+        f"{_KARPATHY}; train2014 and val2014: {_COCO}",
         ("test", "val"),
         partial(captions.karpathy_files, "coco"),
         partial(captions.read_karpathy, "coco"),
+        train="train",
     ),
     "coco_val_captions": Benchmark(
         "captions of COCO, its own validation sets",
@@ -126,6 +145,7 @@ BENCHMARKS = {
         questions.VQA_SPLITS,
         questions.vqa_files,
         questions.read_vqa,
+        train="train2014",
     ),
     "vizwiz": Benchmark(
         "questions of blind people, VizWiz-VQA",
@@ -133,6 +153,7 @@ BENCHMARKS = {
         questions.VIZWIZ_SPLITS,
         questions.vizwiz_files,
         questions.read_vizwiz,
+        train="train",
     ),
     "websrc": Benchmark(
         "questions about web pages, WebSRC",
@@ -194,5 +215,39 @@ BENCHMARKS = {
         "storycloze",
         "how a story ends, Story Cloze of spring 2016",
         "https://cs.rochester.edu/nlp/rocstories/ (on request)",
+    ),
+    "relative_size": _commonsense(
+        "which of two things is larger, RelativeSize",
+        commonsense.RELATIVE_SIZE_FILE,
+        "object_size",
+        commonsense.read_relative_size,
+    ),
+    "memory_color": _commonsense(
+        "the colour of a thing, MemoryColor",
+        commonsense.MEMORY_COLOR_FILE,
+        "object_color",
+        commonsense.read_memory_color,
+    ),
+    "color_terms": _commonsense(
+        "the colour of a thing, ColorTerms",
+        commonsense.COLOR_TERMS_FILE,
+        "object_color",
+        commonsense.read_color_terms,
+    ),
+    "raven": Benchmark(
+        "which picture comes next, the matrices of Kosmos-1's IQ test",
+        "https://aka.ms/kosmos-iq50 (laid out as kosmos2_jax/data/benchmarks/raven.py says: the "
+        "archive's own layout could not be verified)",
+        ("test",),
+        lambda split: raven.FILES,
+        lambda folder, split: raven.read(folder),
+    ),
+    "birds": Benchmark(
+        "which of two birds, by their descriptions",
+        "nowhere, it was never published (https://arxiv.org/abs/2302.14045, section 4.7): lay "
+        "yours out as kosmos2_jax/data/benchmarks/birds.py says",
+        ("test",),
+        lambda split: birds.FILES,
+        lambda folder, split: birds.read(folder),
     ),
 }

@@ -31,7 +31,7 @@ _KARPATHY = {
 def karpathy_files(name: str, split: str) -> tuple[str, ...]:
     """Returns what `read_karpathy` needs below its folder."""
     file, images = _KARPATHY[name]
-    return (file, *((images,) if images else ("val2014",)))
+    return (file, images or ("train2014" if split == "train" else "val2014"))
 
 
 def read_karpathy(name: str, folder: Path, split: str) -> Reading:

@@ -22,8 +22,13 @@ from kosmos2_jax.data.benchmarks.records import QuestionRecord
 from kosmos2_jax.data.skips import DataError, Unusable
 
 # Pictures of test-dev are those of the whole test set.
-_VQA_IMAGES = {"val2014": "val2014", "test-dev2015": "test2015", "test2015": "test2015"}
-VQA_SPLITS = tuple(_VQA_IMAGES)
+_VQA_IMAGES = {
+    "val2014": "val2014",
+    "test-dev2015": "test2015",
+    "test2015": "test2015",
+    "train2014": "train2014",
+}
+VQA_SPLITS = ("val2014", "test-dev2015", "test2015")
 VIZWIZ_SPLITS = ("val", "test")
 WEBSRC_SPLITS = ("dev",)
 
@@ -128,7 +133,7 @@ def websrc_files(split: str) -> tuple[str, ...]:
 def read_websrc(folder: Path, split: str) -> Reading:
     """Reads WebSRC (Chen et al. 2021, https://github.com/X-LANCE/WebSRC-Baseline).
 
-    The question is Kosmos-1's prompt with the text of the page in it (spec section 5.8).
+    The context is the text of the page as a reader sees it.
 
     Raises:
       DataError: a file is missing or is another one.
@@ -148,22 +153,14 @@ def read_websrc(folder: Path, split: str) -> Reading:
     return collector.result(path)
 
 
-# The misspelling is the paper's (spec section 5.8).
-WEBSRC_PROMPT = (
-    "Given the context below from web page, extract the answer from the given text like this: "
-    "Qusestion: Who is the publisher of this book? Answer: Penguin Books Ltd. "
-    "Context: {context} Q: {question} A:"
-)
-
-
 def _websrc_record(
     pages: Path, pictures: Pictures, identity: str, row: dict[str, str]
 ) -> QuestionRecord:
     page = identity[2:9]
     image = pictures.path(f"{page}.png")
     context = _page_text(pages / f"{page}.html")
-    question = WEBSRC_PROMPT.format(context=context, question=line_of(row, "question"))
-    return QuestionRecord(identity, image, question, (line_of(row, "answer"),))
+    question, answer = line_of(row, "question"), line_of(row, "answer")
+    return QuestionRecord(identity, image, question, (answer,), context=context)
 
 
 @functools.lru_cache(maxsize=8)

@@ -85,6 +85,7 @@ class QuestionRecord:
       question: as people asked it.
       answers: what people answered; none where it is secret.
       group: kind of the answer, as "yes/no", or empty.
+      context: text that the answer is to be read off, or empty.
     """
 
     id: str
@@ -92,6 +93,7 @@ class QuestionRecord:
     question: str
     answers: tuple[str, ...]
     group: str = ""
+    context: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,4 +143,51 @@ class NameRecord:
     names: tuple[str, ...]
 
 
-Record = PhraseRecord | ReferringRecord | CaptionRecord | QuestionRecord | ChoiceRecord | NameRecord
+@dataclasses.dataclass(frozen=True)
+class MatrixRecord:
+    """Raven's matrices: which picture comes next?
+
+    Attributes:
+      id: of the matrix.
+      images: paths of those that are given, in reading order.
+      candidates: paths of those to choose from.
+      answer: index of the right one.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    candidates: tuple[str, ...]
+    answer: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribedRecord:
+    """Classification by descriptions: which of the classes is in the picture?
+
+    Attributes:
+      id: of the picture.
+      image: its path.
+      category: what all classes are, as "woodpecker".
+      names: of the classes.
+      descriptions: of each class, sentences that name it.
+      answer: index of the right class.
+    """
+
+    id: str
+    image: str
+    category: str
+    names: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    answer: int
+
+
+Record = (
+    PhraseRecord
+    | ReferringRecord
+    | CaptionRecord
+    | QuestionRecord
+    | ChoiceRecord
+    | NameRecord
+    | MatrixRecord
+    | DescribedRecord
+)

@@ -1,0 +1,211 @@
+"""What an evaluation found, as its report shows it; and the report in Markdown."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from PIL import Image
+
+from kosmos2_jax.evaluation.means import Interval
+from kosmos2_jax.evaluation.paper_values import PaperValue
+
+_SHOWN_IDS = 5
+
+ABOUT = (
+    "Figures are in hundredths, CIDEr times 100, as in the papers. In brackets: where a figure "
+    "would mostly lie, had other examples been drawn (95%, percentile bootstrap of 1,000 draws). "
+    "What could not be asked or has no answer is counted as wrong."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FigureRow:
+    """A figure.
+
+    Attributes:
+      name: as "r1", or "r1/people" for a group of examples.
+      value: ours.
+      interval: how sure it is; None where that is not known.
+      paper: what is published; None where nothing is.
+    """
+
+    name: str
+    value: float
+    interval: Interval | None = None
+    paper: PaperValue | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """How much higher ours is than the paper's."""
+        return None if self.paper is None else self.value - self.paper.value
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the paper's value is within the interval; None if either is not known."""
+        if self.paper is None or self.interval is None:
+            return None
+        return self.interval.low <= self.paper.value <= self.interval.high
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownExample:
+    """An example.
+
+    Attributes:
+      id: of the example.
+      prompt: exactly what stood before the answer, as markup.
+      answer: what the model answered.
+      truth: what is right.
+      score: of the task's first figure; None where it has none of single examples.
+      picture: with true and predicted boxes, if there are any; None for text alone.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    truth: str
+    score: float | None = None
+    picture: Image.Image | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskReport:
+    """A task.
+
+    Attributes:
+      name: of the task.
+      summary: what it is, in a line; empty where nobody said.
+      examples: that were asked.
+      lost: why examples could not be asked, by id.
+      problems: why an answer could only be wrong, by id.
+      rows: its figures, the most important first.
+      best: examples of the highest score among the first ones.
+      worst: examples of the lowest.
+    """
+
+    name: str
+    summary: str
+    examples: int
+    lost: Mapping[str, str]
+    problems: Mapping[str, str]
+    rows: Sequence[FigureRow]
+    best: Sequence[ShownExample] = ()
+    worst: Sequence[ShownExample] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """An evaluation.
+
+    Attributes:
+      model: where it came from.
+      settings: name to value.
+      tasks: that were measured.
+      not_prepared: what is missing of other tasks, by name.
+    """
+
+    model: str
+    settings: Mapping[str, str]
+    tasks: Sequence[TaskReport]
+    not_prepared: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def number(value: float) -> str:
+    """Returns a figure as it is shown."""
+    return f"{value:.1f}"
+
+
+def signed(value: float | None) -> str:
+    """Returns a difference as it is shown; nothing for None."""
+    return "" if value is None else f"{value:+.1f}"
+
+
+def between(interval: Interval | None) -> str:
+    """Returns an interval as it is shown; nothing for None."""
+    return "" if interval is None else f"[{number(interval.low)}, {number(interval.high)}]"
+
+
+def reasons(problems: Mapping[str, str]) -> list[str]:
+    """Returns a line for each reason: how many examples, and the first of their ids."""
+    by_reason: dict[str, list[str]] = collections.defaultdict(list)
+    for identity, reason in problems.items():
+        by_reason[reason].append(identity)
+    lines = []
+    for reason, ids in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        more = ", ..." if len(ids) > _SHOWN_IDS else ""
+        lines.append(f"{len(ids):,}: {reason} ({', '.join(ids[:_SHOWN_IDS])}{more})")
+    return lines
+
+
+def markdown(results: Results) -> str:
+    """Returns the report as Markdown, without pictures."""
+    blocks = [
+        "# Evaluation",
+        f"Model: `{results.model}`\n\n{ABOUT}",
+        "\n".join(_table(_main_rows(results.tasks))),
+    ]
+    for task in results.tasks:
+        blocks += [f"## {task.name}", *_task_blocks(task)]
+    if results.not_prepared:
+        rows = [f"| {name} | {_cell(what)} |" for name, what in results.not_prepared.items()]
+        head = ["| task | what is missing |", "| --- | --- |"]
+        blocks += ["## Not measured, as their data are not there", "\n".join([*head, *rows])]
+    settings = [f"| {name} | {_cell(value)} |" for name, value in results.settings.items()]
+    blocks += ["## Settings", "\n".join(["| setting | value |", "| --- | --- |", *settings])]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _main_rows(tasks: Iterable[TaskReport]) -> list[tuple[str, FigureRow]]:
+    return [(task.name, row) for task in tasks for row in task.rows if "/" not in row.name]
+
+
+def _table(rows: Sequence[tuple[str, FigureRow]]) -> list[str]:
+    lines = [
+        "| task | figure | ours | 95% | paper | difference | source |",
+        "| --- | --- | ---: | --- | ---: | ---: | --- |",
+    ]
+    for task, row in rows:
+        paper = row.paper
+        source = "" if paper is None else "; ".join(filter(None, (paper.source, paper.note)))
+        cells = (
+            task,
+            row.name,
+            number(row.value),
+            between(row.interval),
+            "" if paper is None else number(paper.value),
+            signed(row.difference),
+            source,
+        )
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    return lines
+
+
+def _task_blocks(task: TaskReport) -> list[str]:
+    counts = f"{task.examples:,} examples asked"
+    blocks = [f"{task.summary}; {counts}." if task.summary else f"{counts}."]
+    for title, problems in (("Not asked", task.lost), ("No answer", task.problems)):
+        if problems:
+            lines = "\n".join(f"- {line}" for line in reasons(problems))
+            blocks.append(f"{title}, counted as wrong:\n\n{lines}")
+    if groups := [(task.name, row) for row in task.rows if "/" in row.name]:
+        blocks.append("\n".join(_table(groups)))
+    if shown := [*task.best, *task.worst]:
+        blocks.append(f"A prompt, exactly:\n\n    {_line(shown[0].prompt)}")
+    for title, examples in (("Best", task.best), ("Worst", task.worst)):
+        lines = [
+            f"- {example.id}: `{_line(example.answer)}`; true: {_cell(example.truth)}"
+            for example in examples
+        ]
+        if lines:
+            blocks.append(f"{title} of the first examples:\n\n" + "\n".join(lines))
+    return blocks
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", "⏎").replace("`", "ˋ")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
