@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +35,7 @@ from kosmos2_jax.commands.terminal import (
     status,
 )
 from kosmos2_jax.errors import BoxError, Kosmos2Error
+from kosmos2_jax.startup import prepare_environment
 from kosmos2_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: after `--help` and `--version` (status 0) and usage errors (2).
     """
+    prepare_environment()
     words = _join_negative_box(list(sys.argv[1:] if argv is None else argv))
     name = next((word for word in words if not word.startswith("-")), None)
     parser, commands = _make_parser(name)
@@ -353,7 +354,6 @@ def _quieten(debug: bool) -> None:
     import logging
     import warnings
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for name in ("absl", "jax", "orbax"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

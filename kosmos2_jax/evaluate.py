@@ -9,9 +9,11 @@ is not asked again. With `--config.predictions=FOLDER` such files are scored, an
 from __future__ import annotations
 
 if __name__ == "__main__":  # before JAX is imported, which takes seconds
+    from kosmos2_jax.startup import prepare_environment
     from kosmos2_jax.training.usage import answer_help
 
     answer_help("evaluate", __doc__)
+    prepare_environment()
 
 import dataclasses
 import hashlib
@@ -29,6 +31,7 @@ from kosmos2_jax.data.benchmark_registry import prepared_tasks
 from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.evaluation import coco_java
 from kosmos2_jax.evaluation.predictions import answers_of, read_predictions
 from kosmos2_jax.evaluation.results import Results, TaskReport
 from kosmos2_jax.grounding import Kosmos2Vocabulary
@@ -57,9 +60,7 @@ EVALUATION_JSON = "evaluation.json"
 PREDICTIONS = "predictions"
 # With other values of these the predictions of an earlier start are as good.
 _MAY_CHANGE = (
-    "checkpoint",  # places; "parameters" says what was there
-    "tokenizer",
-    "data.folder",
+    "checkpoint",  # a place; "parameters" says what was there
     "mesh",
     "evaluation.tasks",
     "evaluation.examples",
@@ -129,9 +130,9 @@ def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResul
         about = _about(run, settings, digest)
         write_report(Results(run.checkpoint, about, _reports(results), not_prepared), workdir)
         (workdir / METRICS_JSON).write_text(json.dumps(figures, indent=2) + "\n")
-    say(", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-    for name, missing in not_prepared.items():
-        say(f"not measured: {name}: {missing}")
+    say(", ".join(f"{name} {value:.3f}" for name, value in figures.items() if "/" not in name))
+    if not_prepared:
+        say(f"not measured, as files are missing: {', '.join(not_prepared)}")
     say(f"report: {workdir / REPORT_HTML}")
     return results
 
@@ -201,6 +202,7 @@ def _about(run: EvaluationRun, settings: RunConfig, digest: str) -> dict[str, st
         "no n-gram twice of the length": str(settings.no_repeat_ngram_size),
         "seed of demonstrations": str(run.seed),
         "dtype": run.dtype,
+        "METEOR": "measured" if coco_java.is_available() else "not measured, as it needs Java",
         "software": f"kosmos2_jax {machine['kosmos2_jax']}, jax {machine['packages']['jax']}",
         "devices": f"{machine['devices']} x {machine['device']}",
     }

@@ -1,13 +1,14 @@
 """Times our inference beside transformers' at full size on the CPU, in one process.
 
 Both have the same random weights and read the same prompts: a picture and a few words, 71 tokens.
-Reading is timed as writing one token, a step as what each further token takes. transformers runs
-first; its weights then move to our model tensor by tensor, in float32, while bfloat16 copies stay
-behind, so that never much more than one model is in memory (about 12 GiB). Before anything counts
-both must have written the same tokens. The last line printed is JSON:
+Reading is timed as writing one token, a step as what each further token takes. Captions are whole:
+16 pictures, those in $KOSMOS2_ASSETS/images first and noise after them, through our engine with
+continuous batching beside one batch of transformers' generate. transformers runs first; its weights
+then move to our model tensor by tensor, in float32, bfloat16 copies stay behind, so that never
+much more than one model is in memory (about 12 GiB). Before anything counts both must have written
+the same tokens. The last line printed is JSON:
 
-  prefill_b1, decode_b1, prefill_b8, decode_b8, caption16: transformers' seconds by ours, float32;
-    caption16 is whole captions of 16 pictures at once.
+  prefill_b1, decode_b1, prefill_b8, decode_b8, caption16: transformers' seconds by ours, float32.
   decode_b1_int8_vs_best: a step of the faster of transformers' float32 and bfloat16 by ours with
     int8 weights.
   seconds: of each, medians. tokens_per_second, weight_gib: of each kind of weights, one row.
@@ -15,7 +16,7 @@ both must have written the same tokens. The last line printed is JSON:
   same_tokens: share of equal tokens. int8_kl: mean divergence of int8's next-token distributions
     from float32's, in nats, beside float32's mean entropy.
 
-    python tools/benchmark_inference.py
+    KOSMOS2_ASSETS=… python tools/benchmark_inference.py
     python tools/benchmark_inference.py --layers 4 --only b1 int8
 """
 
@@ -24,16 +25,20 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     import numpy as np
 
     from kosmos2_jax.config import Kosmos2Config
+    from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
+    from kosmos2_jax.inference.engine import Engine
     from kosmos2_jax.inference.prompt_batch import Prompt
 
 THEIRS, THEIRS_BFLOAT16, OURS, OURS_INT8 = (
@@ -42,7 +47,9 @@ THEIRS, THEIRS_BFLOAT16, OURS, OURS_INT8 = (
     "kosmos2_jax",
     "kosmos2_jax int8",
 )
-ROWS = {"b1": 1, "b8": 8, "caption16": 16}
+CAPTIONS = "caption16"
+ROWS = {"b1": 1, "b8": 8, CAPTIONS: 16}
+_ASSETS = Path(os.environ.get("KOSMOS2_ASSETS", ""))
 MIN_SAME_TOKENS = 0.95  # float32 sums differ in their last bits, and so may a close decision
 
 Write = Callable[[list["Prompt"], int], "np.ndarray"]  # prompts, new tokens of each -> tokens
@@ -55,9 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=[*ROWS, "int8"], default=[*ROWS, "int8"])
     parser.add_argument("--tokens", type=int, default=16, help="steps that are timed")
     parser.add_argument("--caption-tokens", type=int, default=32, help="of a caption")
-    parser.add_argument("--repeats", type=int, default=3, help="of which medians are taken")
+    parser.add_argument("--repeats", type=int, default=3, help="medians of so many; captions: 1")
     parser.add_argument("--seed", type=int, default=0, help="of weights, pictures and prompts")
     arguments = parser.parse_args(argv)
+    if CAPTIONS in arguments.only and not _ASSETS.joinpath("tokenizer").is_dir():
+        parser.error(
+            f"{CAPTIONS} needs the tokenizer: let KOSMOS2_ASSETS name the folder that has the "
+            f"folder tokenizer, or leave {CAPTIONS} out with --only"
+        )
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -76,24 +88,36 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     layers = {"num_layers": arguments.layers}
     config = preset("kosmos2").replace(vision=layers, decoder=layers)
     rng = np.random.default_rng(arguments.seed)
-    prompts = [parity.random_prompt(config, rng) for _ in range(max(ROWS.values()))]
+    prompts = {part: [parity.random_prompt(config, rng) for _ in range(ROWS[part])]
+               for part in ("b1", "b8")}  # fmt: skip
+    vocabulary = None
+    if CAPTIONS in arguments.only:
+        vocabulary = _vocabulary()
+        prompts[CAPTIONS] = _caption_prompts(config, vocabulary, rng)
     runs = _Runs(arguments, prompts)
     speeds = [memory_speed()]
     model = parity.random_reference(config, arguments.seed)
     print(f"transformers' attention: {model.config._attn_implementation}", flush=True)
-    runs.time(THEIRS, lambda rows, new: _their_tokens(model, rows, new))
+    _their_tokens(model, prompts["b1"], 2)  # threads start, memory is taken
+    runs.time(THEIRS, lambda rows, new: _their_tokens(model, rows, new), compiles=False)
     params = _take_params(model, config, keep_bfloat16="int8" in arguments.only)
     speeds.append(memory_speed())
-    runs.time(OURS, lambda rows, new: _our_tokens(config, params, rows, new))
+    runs.time(OURS, lambda rows, new: _our_tokens(config, params, rows, new), parts=("b1", "b8"))
+    if vocabulary is not None:
+        with _engine(config, params, vocabulary) as engine:
+            runs.time(OURS, lambda rows, new: _captions(engine, rows, new), parts=(CAPTIONS,))
     found: dict[str, Any] = {}
     weights = {OURS: _stored_gib(params)}
     if "int8" in arguments.only:
-        logits = _our_logits(config, params, prompts[:4])
+        logits = _our_logits(config, params, prompts["b8"][:4])
         params = _to_int8(params)
         weights[OURS_INT8] = _stored_gib(params)
-        found["int8_kl"] = _divergence(logits, _our_logits(config, params, prompts[:4]))
-        runs.time(THEIRS_BFLOAT16, lambda rows, new: _their_tokens(model, rows, new), ["b1"])
-        runs.time(OURS_INT8, lambda rows, new: _our_tokens(config, params, rows, new), ["b1"])
+        found["int8_kl"] = _divergence(logits, _our_logits(config, params, prompts["b8"][:4]))
+        for name, write in (
+            (THEIRS_BFLOAT16, lambda rows, new: _their_tokens(model, rows, new)),
+            (OURS_INT8, lambda rows, new: _our_tokens(config, params, rows, new)),
+        ):
+            runs.time(name, write, parts=("b1",))
     speeds.append(memory_speed())
     return {**runs.ratios(), **found, **_use_of_memory(config, runs.seconds, weights, speeds)}
 
@@ -101,37 +125,44 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
 class _Runs:
     """Times and tokens of all that was run."""
 
-    def __init__(self, arguments: argparse.Namespace, prompts: list[Prompt]) -> None:
+    def __init__(self, arguments: argparse.Namespace, prompts: dict[str, list[Prompt]]) -> None:
         self._arguments, self._prompts = arguments, prompts
         self.seconds: dict[str, dict[str, float]] = {}
         self._tokens: dict[str, dict[str, np.ndarray]] = {}
 
-    def time(self, name: str, write: Write, parts: Sequence[str] | None = None) -> None:
-        """Times one implementation; the first run of each shape, which may compile, is left out."""
+    def time(
+        self, name: str, write: Write, *, parts: Sequence[str] = tuple(ROWS), compiles: bool = True
+    ) -> None:
+        """Times one implementation; if it compiles, the first run of each shape is left out."""
         arguments = self._arguments
         seconds, tokens = self.seconds.setdefault(name, {}), self._tokens.setdefault(name, {})
         wanted = ["b1", *arguments.only] if "int8" in arguments.only else arguments.only
         for part in dict.fromkeys(wanted):
-            if part not in (parts or ROWS):
+            if part not in parts:
                 continue
-            rows = self._prompts[: ROWS[part]]
-            if part == "caption16":
-                new = arguments.caption_tokens
-                seconds[part], tokens[part] = self._median(write, rows, new)
+            rows = self._prompts[part]
+            if part == CAPTIONS:
+                if compiles:
+                    write(rows, 2)
+                run = self._median(write, rows, arguments.caption_tokens, 1, compiles=False)
+                seconds[part], tokens[part] = run
             else:
-                first, _ = self._median(write, rows, 1)
-                whole, tokens[part] = self._median(write, rows, 1 + arguments.tokens)
+                times = arguments.repeats, compiles
+                first, _ = self._median(write, rows, 1, *times)
+                whole, tokens[part] = self._median(write, rows, 1 + arguments.tokens, *times)
                 seconds[f"prefill_{part}"] = first
                 seconds[f"decode_{part}"] = (whole - first) / arguments.tokens
             print(f"{name:22} {part}: {seconds}", flush=True)
 
-    def _median(self, write: Write, rows: list[Prompt], new: int) -> tuple[float, np.ndarray]:
+    def _median(
+        self, write: Write, rows: list[Prompt], new: int, repeats: int, compiles: bool
+    ) -> tuple[float, np.ndarray]:
         times = []
-        for _ in range(1 + self._arguments.repeats):
+        for _ in range(compiles + repeats):
             start = time.perf_counter()
             tokens = write(rows, new)
             times.append(time.perf_counter() - start)
-        return statistics.median(times[1:]), tokens
+        return statistics.median(times[compiles:]), tokens
 
     def ratios(self) -> dict[str, float]:
         """transformers' seconds by ours, and the share of equal tokens."""
@@ -239,6 +270,47 @@ def _our_tokens(config: Kosmos2Config, params: Any, prompts: list[Prompt], new: 
     batch = batch_prompts(prompts, max_length=config.decoder.max_length)
     written = generate(config, params, batch, SamplingConfig(new, no_repeat_ngram_size=0))
     return np.asarray(written.tokens)
+
+
+def _vocabulary() -> Kosmos2Vocabulary:
+    from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
+
+    folder = _ASSETS / "tokenizer"
+    files = folder / "sentencepiece.bpe.model", folder / "dict.txt"
+    return Kosmos2Vocabulary(files[0], dict_file=files[1])
+
+
+def _caption_prompts(
+    config: Kosmos2Config, vocabulary: Kosmos2Vocabulary, rng: np.random.Generator
+) -> list[Prompt]:
+    """ "An image of", after each picture."""
+    import numpy as np
+
+    from kosmos2_jax.inference.questions import Questions
+
+    size, count = config.vision.image_size, ROWS[CAPTIONS]
+    pictures: list[Any] = sorted((_ASSETS / "images").glob("*"))[:count]
+    while len(pictures) < count:
+        pictures.append(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+    questions = Questions(config, vocabulary)
+    return [questions.describe(picture).request.prompt for picture in pictures]
+
+
+def _engine(config: Kosmos2Config, params: Any, vocabulary: Kosmos2Vocabulary) -> Engine:
+    from kosmos2_jax.inference.engine import Engine
+
+    return Engine(config, params, vocabulary, rows=ROWS[CAPTIONS])
+
+
+def _captions(engine: Engine, prompts: list[Prompt], new: int) -> np.ndarray:
+    import numpy as np
+
+    from kosmos2_jax.inference.requests import Request
+    from kosmos2_jax.inference.sampling import SamplingConfig
+
+    sampling = SamplingConfig(new, no_repeat_ngram_size=0)
+    outputs = engine.generate(Request(prompt, sampling) for prompt in prompts)
+    return np.array([output.ids for (output,) in outputs])
 
 
 def _to_int8(params: Any) -> Any:

@@ -68,6 +68,10 @@ def add_checkpoint(parser: Parser) -> None:
         "--quantization", choices=("none", "int8"), default="none",
         help="int8: a quarter of the memory, and sooner on a CPU",
     )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="bfloat16: half the memory, and sooner on GPU and TPU",
+    )  # fmt: skip
 
 
 def read_model(args: argparse.Namespace, say: Callable[[str], None]) -> Predictor:
@@ -87,6 +91,7 @@ def read_model(args: argparse.Namespace, say: Callable[[str], None]) -> Predicto
         args.model,
         args.tokenizer,
         quantization=args.quantization,
+        dtype=args.dtype,
         progress=lambda done: say(f"reading {args.model}: {done / 1e9:.1f} GB"),
         **length,
     )

@@ -112,7 +112,8 @@ class Predictions:
 
     def add(self, predictions: Iterable[Prediction]) -> None:
         """Keeps those of ids that have none yet."""
-        self.found = {p.id: p for p in predictions} | self.found
+        for prediction in predictions:
+            self.found.setdefault(prediction.id, prediction)
 
 
 class PredictionFile(Predictions):

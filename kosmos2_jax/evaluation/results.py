@@ -13,6 +13,37 @@ from kosmos2_jax.evaluation.paper_values import PaperValue
 
 _SHOWN_IDS = 5
 
+# What figures mean, by the beginning of their names.
+MEANINGS = {
+    "accuracy": "share of examples that are right",
+    "accuracy_sum": "the same, candidates compared by the sum of their tokens' log-probabilities",
+    "accuracy_any_name": "share of answers that are any of the class's names",
+    "r1": "R@1: share of phrases whose first box overlaps a true box by half (IoU 0.5)",
+    "r5": "R@5: share of phrases of whose first five boxes one does",
+    "r10": "R@10: share of phrases of whose first ten boxes one does",
+    "upper_bound": "share of phrases of whose boxes any does",
+    "merged_": "the same with the one box around all true boxes of a phrase as the true one",
+    "cider": "CIDEr-D: how much a caption shares with people's, rare words counting more",
+    "bleu": "BLEU: share of a caption's sequences of words that people used, too",
+    "rouge_l": "ROUGE-L: the longest sequence of words in common with people's captions",
+    "meteor": "METEOR: words in common with people's captions, stems and synonyms included",
+    "roc_auc": "ROC-AUC: how often a true example is ranked above a false one",
+    "exact_match": "share of answers that are a true one word by word",
+    "f1": "F1 of the words of the answer and of the true one",
+}
+
+
+def meanings(tasks: Sequence[TaskReport]) -> dict[str, str]:
+    """Returns those of `MEANINGS` whose figures there are."""
+    names = {row.name.partition("/")[0] for task in tasks for row in task.rows}
+    return {
+        key: text
+        for key, text in MEANINGS.items()
+        if key in names
+        or (key in ("merged_", "bleu") and any(name.startswith(key) for name in names))
+    }
+
+
 ABOUT = (
     "Figures are in hundredths, CIDEr times 100, as in the papers. In brackets: where a figure "
     "would mostly lie, had other examples been drawn (95%, percentile bootstrap of 1,000 draws). "
@@ -42,11 +73,13 @@ class FigureRow:
         return None if self.paper is None else self.value - self.paper.value
 
     @property
-    def agrees(self) -> bool | None:
-        """Whether the paper's value is within the interval; None if either is not known."""
+    def compared(self) -> str:
+        """ "same" where the paper's value is within the interval, "above" or "below" it; or ""."""
         if self.paper is None or self.interval is None:
-            return None
-        return self.interval.low <= self.paper.value <= self.interval.high
+            return ""
+        if self.interval.low <= self.paper.value <= self.interval.high:
+            return "same"
+        return "above" if self.value > self.paper.value else "below"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +92,7 @@ class ShownExample:
       answer: what the model answered.
       truth: what is right.
       score: of the task's first figure; None where it has none of single examples.
+      graded: whether the score says how good the answer is, as CIDEr, rather than how right.
       picture: with true and predicted boxes, if there are any; None for text alone.
     """
 
@@ -67,6 +101,7 @@ class ShownExample:
     answer: str
     truth: str
     score: float | None = None
+    graded: bool = False
     picture: Image.Image | None = None
 
 
@@ -152,6 +187,8 @@ def markdown(results: Results) -> str:
         rows = [f"| {name} | {_cell(what)} |" for name, what in results.not_prepared.items()]
         head = ["| task | what is missing |", "| --- | --- |"]
         blocks += ["## Not measured, as their data are not there", "\n".join([*head, *rows])]
+    lines = [f"- {key}: {text}" for key, text in meanings(results.tasks).items()]
+    blocks += ["## What the figures mean", "\n".join(lines)] if lines else []
     settings = [f"| {name} | {_cell(value)} |" for name, value in results.settings.items()]
     blocks += ["## Settings", "\n".join(["| setting | value |", "| --- | --- |", *settings])]
     return "\n\n".join(blocks) + "\n"

@@ -20,6 +20,7 @@ from kosmos2_jax.evaluation.results import (
     ShownExample,
     TaskReport,
     between,
+    meanings,
     number,
     reasons,
     signed,
@@ -41,6 +42,8 @@ _NAMES = {
     "merged_upper_bound": "any box hits, boxes merged",
     **{f"bleu{n}": f"BLEU-{n}" for n in range(1, 5)},
     **{f"r{k}": f"R@{k}" for k in (1, 5, 10)},
+    "merged_": "boxes merged",
+    "bleu": "BLEU-n",
     **{f"merged_r{k}": f"R@{k}, boxes merged" for k in (1, 5, 10)},
 }
 
@@ -52,6 +55,7 @@ def page_html(results: Results) -> str:
         _header(results),
         _overview(results.tasks),
         *map(_task, results.tasks),
+        _meanings(results.tasks),
         _not_prepared(results.not_prepared),
         _settings(results.settings),
     ]
@@ -76,26 +80,28 @@ def _header(results: Results) -> str:
 def _overview(tasks: Sequence[TaskReport]) -> str:
     rows = []
     for task in tasks:
-        main = [row for row in task.rows if "/" not in row.name]
-        for place, row in enumerate(main):
-            first = ""
-            if place == 0:
-                wrong = len(task.lost) + len(task.problems)
-                lost = f" <small>{wrong:,} lost</small>" if wrong else ""
-                first = (
-                    f'<th scope="rowgroup" rowspan="{len(main)}"><a href="#{escape(task.name)}">'
-                    f"{escape(task.name)}</a> <small>{task.examples:,} examples</small>{lost}</th>"
-                )
-            rows.append(f"<tr>{first}{_cells(row)}</tr>")
+        main = [_cells(row) for row in task.rows if "/" not in row.name]
+        main = main or [
+            '<td colspan="7"><small>no figures: the true answers are secret</small></td>'
+        ]
+        wrong = len(task.lost) + len(task.problems)
+        lost = f" <small>{wrong:,} without an answer</small>" if wrong else ""
+        first = (
+            f'<th scope="rowgroup" rowspan="{len(main)}"><a href="#{escape(task.name)}">'
+            f"{escape(task.name)}</a> <small>{task.examples:,} examples</small>{lost}</th>"
+        )
+        rows += [f"<tr>{first}{main[0]}</tr>", *(f"<tr>{cells}</tr>" for cells in main[1:])]
     return (
         "<section><h2>All figures</h2><p><small>The bar is ours on a scale of 0 to 100, the line "
-        "on it the 95% interval, the red mark the paper's. A difference is green where the "
-        "paper's figure lies within the interval, red where it does not.</small></p>"
+        "on it the 95% interval, the red mark the paper's. A difference is grey where the "
+        "paper's figure lies within the interval, green where ours is above, red where it is "
+        "below.</small></p>"
         f'<div class="wide"><table class="figures"><thead><tr><th>task</th>{_HEADS}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
     )
 
 
+_NO_FIGURES = '<td colspan="7"><small>no figures: the true answers are secret</small></td>'
 _HEADS = (
     "<th>figure</th><th>ours</th><th>95%</th><th></th><th>paper</th><th>difference</th>"
     "<th>the paper's figure</th>"
@@ -110,11 +116,10 @@ def _cells(row: FigureRow) -> str:
         paper = number(row.paper.value)
         note = f" <em>({escape(row.paper.note)})</em>" if row.paper.note else ""
         source = f"<small>{escape(row.paper.source)}{note}</small>"
-    kind = {True: "same", False: "other", None: ""}[row.agrees]
     return (
         f'<td>{name}</td><td class="n"><b>{number(row.value)}</b></td>'
         f'<td class="n">{between(row.interval)}</td><td>{_bar(row)}</td>'
-        f'<td class="n">{paper}</td><td class="n {kind}">{signed(row.difference)}</td>'
+        f'<td class="n">{paper}</td><td class="n {row.compared}">{signed(row.difference)}</td>'
         f"<td>{source}</td>"
     )
 
@@ -188,8 +193,9 @@ def _card(example: ShownExample) -> str:
         )
     score = kind = ""
     if example.score is not None:
-        right = example.score >= 1.0
-        kind = "right" if right else "wrong" if example.score <= 0.0 else "partly"
+        kind = "partly"
+        if not example.graded and not 0.0 < example.score < 1.0:
+            kind = "right" if example.score >= 1.0 else "wrong"
         mark = {"right": "✓ right", "wrong": "✗ wrong"}.get(kind, f"score {example.score:.2f}")
         score = f'<b class="{kind}">{mark}</b> '
     return (
@@ -198,6 +204,15 @@ def _card(example: ShownExample) -> str:
         f"<dt>answered</dt><dd><code>{escape(example.answer) or '(nothing)'}</code></dd>"
         f"<dt>true</dt><dd>{escape(example.truth)}</dd></dl></article>"
     )
+
+
+def _meanings(tasks: Sequence[TaskReport]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escape(_NAMES.get(name, name))}</th><td>{escape(text)}</td></tr>'
+        for name, text in meanings(tasks).items()
+    )
+    head = "<section><h2>What the figures mean</h2>"
+    return f"{head}<table><tbody>{rows}</tbody></table></section>" if rows else ""
 
 
 def _not_prepared(missing: Mapping[str, str]) -> str:

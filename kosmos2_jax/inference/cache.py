@@ -11,9 +11,9 @@ from jaxtyping import Array, Int
 
 from kosmos2_jax.models.decoder import Cache
 
-# Axes of `kosmos2_jax.models.decoder.LayerCache`, [..., B, T, H, D], counted from the end because
+# Axes of `kosmos2_jax.models.decoder.LayerCache`, [..., B, H, T, D], counted from the end because
 # scanned layers have one more in front.
-_ROWS, _SLOTS = -4, -3
+_ROWS, _SLOTS = -4, -2
 
 
 def cache_slots(cache: Cache) -> int:

@@ -222,9 +222,12 @@ def read_prompts(
     """Final hidden states of prompts and the filled cache; arguments are as of `prefill`."""
     del lengths  # what padding leaves behind is overwritten
     module = Kosmos2(config)
-    rows, places = tokens.shape
     cache = empty_cache(
-        config.decoder, rows, cache_length, scan_layers=config.scan_layers, dtype=config.dtype
+        config.decoder,
+        len(tokens),
+        cache_length,
+        scan_layers=config.scan_layers,
+        dtype=config.dtype,
     )
     soft = None
     if images is not None and images.shape[1]:
@@ -236,10 +239,9 @@ def read_prompts(
         )
         vectors = jnp.asarray(embeddings, config.dtype)
         soft = vectors if soft is None else jnp.concatenate([soft, vectors], axis=1)
-    slots = jnp.broadcast_to(jnp.arange(places), (rows, places))
     with jax.named_scope("prefill"):
         return module.apply(
-            {"params": params}, tokens, slots, cache, soft, image_slots, method="extend"
+            {"params": params}, tokens, None, cache, soft, image_slots, method="extend"
         )
 
 

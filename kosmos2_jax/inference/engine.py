@@ -38,7 +38,7 @@ from kosmos2_jax.inference.prompt_batch import (
 from kosmos2_jax.inference.requests import Handle, Output, Request
 from kosmos2_jax.inference.rows import Rows
 
-CACHE_LENGTHS = (256, 512, 1024, 2048)
+CACHE_LENGTHS = (128, 256, 512, 1024, 2048)
 
 
 class Engine:

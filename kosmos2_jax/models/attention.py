@@ -31,7 +31,6 @@ def attend(
     query: Float[Array, "B Q H D"],
     key: Float[Array, "B K H D"],
     value: Float[Array, "B K H D"],
-    mask: Bool[Array, "B Q K"] | None = None,
     *,
     segment_ids: Int[Array, "B Q"] | None = None,
     causal: bool = False,
@@ -42,36 +41,54 @@ def attend(
     """Softmax attention with the softmax in float32 (spec 1.6) and heads concatenated.
 
     Self-attention is told what it may see by `segment_ids` and `causal`, from which no mask of
-    Q x K entries need be made. `mask` is for what they cannot say, such as a cache.
+    Q x K entries need be made.
 
     Args:
       query: unscaled; 1/sqrt(D) is applied here, bias included (trap T-40).
       key: keys.
       value: values.
-      mask: True where a query may look; a query that may look nowhere gets a finite mean.
       segment_ids: tokens see tokens with the same number only.
       causal: tokens see themselves and earlier ones only.
       dropout_rate: of the probabilities; needs `dropout_key`.
       dropout_key: random key, or None for no dropout.
-      implementation: one of `kosmos2_jax.config.ATTENTIONS`. With a mask, dropout or
-        cross-attention it is always "xla". Pallas kernels run in Pallas' interpreter, slowly, on
+      implementation: one of `kosmos2_jax.config.ATTENTIONS`. With dropout or cross-attention it
+        is always "xla". Pallas kernels run in Pallas' interpreter, slowly, on
         hardware that is not theirs.
 
     Raises:
       ConfigError: the implementation cannot run on this hardware.
     """
     dropping = dropout_key is not None and dropout_rate > 0.0
-    if mask is not None or dropping or query.shape[1] != key.shape[1]:
+    if dropping or query.shape[1] != key.shape[1]:
         implementation = XLA
     elif implementation == AUTO:
         implementation = choose(query, segment_ids)
     query = query * query.shape[-1] ** -0.5
     if implementation == XLA:
         rate = dropout_rate if dropping else 0.0
-        mixed = _attend_xla(query, key, value, mask, segment_ids, causal, rate, dropout_key)
+        mixed = _attend_xla(query, key, value, segment_ids, causal, rate, dropout_key)
     else:
         kernel = getattr(attention_kernels, implementation)
         mixed = kernel(query, key, value, segment_ids, causal)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def attend_cached(
+    query: Float[Array, "B Q H D"],
+    key: Float[Array, "B H K D"],
+    value: Float[Array, "B H K D"],
+    mask: Bool[Array, "B Q K"],
+) -> Float[Array, "B Q H*D"]:
+    """As `attend`, of keys and values that lie as in `kosmos2_jax.models.decoder.LayerCache`.
+
+    Args:
+      query: unscaled.
+      key: keys.
+      value: values.
+      mask: True where a query may look; a query that may look nowhere gets a finite mean.
+    """
+    scaled = (query * query.shape[-1] ** -0.5).transpose(0, 2, 1, 3)
+    mixed = _mix(scaled, key, value, mask).transpose(0, 2, 1, 3)
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
@@ -97,30 +114,39 @@ def _attend_xla(
     query: Float[Array, "B Q H D"],
     key: Float[Array, "B K H D"],
     value: Float[Array, "B K H D"],
-    mask: Bool[Array, "B Q K"] | None,
     segment_ids: Int[Array, "B Q"] | None,
     causal: bool,
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Float[Array, "B Q H D"]:
+    mask = None
+    if segment_ids is not None:
+        mask = segment_ids[:, :, None] == segment_ids[:, None, :]
+    if causal:
+        earlier = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))[None]
+        mask = earlier if mask is None else mask & earlier
     # Heads go before tokens, so that both products are plain batched matrix products, which run
     # up to three times as fast on CPU.
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+    return _mix(query, key, value, mask, dropout_rate, dropout_key).transpose(0, 2, 1, 3)
+
+
+def _mix(
+    query: Float[Array, "B H Q D"],
+    key: Float[Array, "B H K D"],
+    value: Float[Array, "B H K D"],
+    mask: Bool[Array, "#B Q K"] | None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Float[Array, "B H Q D"]:
     scores = jnp.einsum("BHQD,BHKD->BHQK", query, key).astype(jnp.float32)
-    if segment_ids is not None:
-        same = segment_ids[:, :, None] == segment_ids[:, None, :]
-        mask = same if mask is None else mask & same
-    if causal:
-        earlier = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None]
-        mask = earlier if mask is None else mask & earlier
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
     probabilities = jax.nn.softmax(scores, axis=-1)
     if dropout_rate:
         keep = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
-    mixed = jnp.einsum("BHQK,BHKD->BHQD", probabilities.astype(value.dtype), value)
-    return mixed.transpose(0, 2, 1, 3)
+    return jnp.einsum("BHQK,BHKD->BHQD", probabilities.astype(value.dtype), value)
 
 
 def cache_mask(slots: Int[Array, "B L"], cache_length: int) -> Bool[Array, "B L K"]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kosmos2_jax.config import AUTO, NONE, SINUSOIDAL, XPOS, DecoderConfig
-from kosmos2_jax.models.attention import attend
+from kosmos2_jax.models.attention import attend, attend_cached
 from kosmos2_jax.models.attention_kernels import hardware
 from kosmos2_jax.models.initializers import magneto_gain
 from kosmos2_jax.models.layers import LayerNorm, Linear, gelu, run_layers
@@ -25,10 +25,30 @@ from kosmos2_jax.partitioning import constrain
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer; keys are rotated already when positions are xPos."""
+    """Keys and values of one layer; keys are rotated already when positions are xPos.
 
-    key: Float[Array, "B T H D"]
-    value: Float[Array, "B T H D"]
+    Heads go before slots, as the products of attention want them: else every step would copy the
+    whole cache.
+    """
+
+    key: Float[Array, "B H T D"]
+    value: Float[Array, "B H T D"]
+
+    def write(
+        self,
+        key: Float[Array, "B L H D"],
+        value: Float[Array, "B L H D"],
+        slots: Int[Array, "B L"] | None,
+    ) -> LayerCache:
+        """The cache with new tokens in their slots, or in the first ones if `slots` is None."""
+
+        def put(old: Float[Array, "B H T D"], new: Float[Array, "B L H D"]) -> Array:
+            new = new.astype(old.dtype)
+            if slots is None:
+                return jax.lax.dynamic_update_slice(old, new.transpose(0, 2, 1, 3), (0, 0, 0, 0))
+            return old.at[jnp.arange(len(new))[:, None], :, slots].set(new)
+
+        return LayerCache(put(self.key, key), put(self.value, value))
 
 
 # One LayerCache a layer, or, with scanned layers, one whose arrays have a leading layer axis.
@@ -39,7 +59,7 @@ def empty_cache(
     config: DecoderConfig, batch: int, length: int, *, scan_layers: bool = False, dtype=jnp.float32
 ) -> Cache:
     """A cache of zeros for `batch` rows of up to `length` tokens."""
-    shape = (batch, length, config.num_heads, config.hidden_size // config.num_heads)
+    shape = (batch, config.num_heads, length, config.hidden_size // config.num_heads)
     if scan_layers:
         shape = (config.num_layers, *shape)
         return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
@@ -56,7 +76,8 @@ class Context(NamedTuple):
       positions: 0-based index of each token in its example.
       segment_ids: without a cache, example of each token: it sees the earlier ones of its own.
       mask: with a cache, True where a token may look.
-      slots: with a cache, slot of each token in it.
+      slots: with a cache, slot of each token in it. None, as `mask`, if the cache is empty: tokens
+        take the first slots, and see themselves and the earlier ones.
     """
 
     positions: Int[Array, "B L"]
@@ -91,21 +112,18 @@ class DecoderAttention(nn.Module):
             query = apply_xpos(query, context.positions, is_key=False)
             key = apply_xpos(key, context.positions, is_key=True)
         if cache is not None:
-            rows = jnp.arange(x.shape[0])[:, None]
-            cache = LayerCache(
-                cache.key.at[rows, context.slots].set(key.astype(cache.key.dtype)),
-                cache.value.at[rows, context.slots].set(value.astype(cache.value.dtype)),
+            cache = cache.write(key, value, context.slots)
+        if cache is not None and context.mask is not None:
+            mixed = attend_cached(query, cache.key, cache.value, context.mask)
+        else:
+            mixed = attend(
+                query,
+                key,
+                value,
+                segment_ids=context.segment_ids,
+                causal=True,
+                implementation=self.implementation,
             )
-            key, value = cache
-        mixed = attend(
-            query,
-            key,
-            value,
-            context.mask,
-            segment_ids=context.segment_ids,
-            causal=cache is None,
-            implementation=self.implementation,
-        )
         mixed = constrain(mixed, ("batch", None, "heads"))
         norm = LayerNorm("heads", config.layer_norm_epsilon, self.dtype, name="inner_norm")
         out = Linear(

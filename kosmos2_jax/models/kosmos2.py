@@ -119,7 +119,7 @@ class Kosmos2(nn.Module):
     def extend(
         self,
         tokens: Int[Array, "B L"],
-        slots: Int[Array, "B L"],
+        slots: Int[Array, "B L"] | None,
         cache: Cache,
         soft_tokens: Float[Array, "B P E"] | None = None,
         image_slots: Int[Array, "B L"] | None = None,
@@ -136,15 +136,19 @@ class Kosmos2(nn.Module):
 
         Args:
           tokens: token ids.
-          slots: slot of each token in the cache.
+          slots: slot of each token in the cache; None if it is empty and tokens take the first
+            ones: they then need not be read back from it.
           cache: keys and values of earlier tokens.
           soft_tokens: of the pictures among the tokens.
           image_slots: soft token that stands at each position, -1 for text.
           positions: 0-based index of each token in its text; the slot if None.
           mask: True at slots that a token sees, its own included; if None those up to its own.
         """
-        length = (cache.key if isinstance(cache, LayerCache) else cache[0].key).shape[-3]
+        length = (cache.key if isinstance(cache, LayerCache) else cache[0].key).shape[-2]
         x = self.embed(tokens, soft_tokens, image_slots)
+        if slots is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+            return self.decoder(x, Context(positions), cache)
         if positions is None:
             positions = slots
         if mask is None:

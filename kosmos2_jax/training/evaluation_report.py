@@ -20,6 +20,7 @@ from kosmos2_jax.data.benchmarks.records import (
     QuestionRecord,
     ReferringRecord,
 )
+from kosmos2_jax.data.choice_tasks import Chosen
 from kosmos2_jax.evaluation.means import Figure, Interval
 from kosmos2_jax.evaluation.paper_values import paper_value
 from kosmos2_jax.evaluation.results import (
@@ -37,6 +38,7 @@ from kosmos2_jax.training.task_scoring import Sample, TaskResult, main_scores
 REPORT_MD, REPORT_HTML = "report.md", "report.html"
 _HUNDREDTHS = 100.0
 _SHOWN = 4  # best and worst examples
+_GRADED = ("cider",)  # figures whose scores of single examples go beyond 1
 
 
 def write_report(results: Results, folder: epath.Path) -> None:
@@ -99,22 +101,24 @@ def _shown(result: TaskResult, sample: Sample) -> ShownExample:
         answer=_answer(target, found, result.outputs[number]),
         truth=_truth(target),
         score=None if scores is None else float(scores[number]),
+        graded=next(iter(result.metrics)).endswith(_GRADED),
         picture=drawn_picture(sheet_item(result, sample)) if sample.pictures else None,
     )
 
 
 def _answer(target: Any, found: Any, output: str) -> str:
-    if isinstance(target, ChoiceRecord) and isinstance(found, Sequence):
-        return target.options[found[0]].answer
-    if isinstance(target, MatrixRecord) and isinstance(found, Sequence):
-        return f"candidate {found[0] + 1}"
+    if isinstance(found, Chosen):
+        if isinstance(target, ChoiceRecord):
+            return target.options[found.mean].answer
+        return f"candidate {found.mean + 1}"
     return output
 
 
 def _truth(target: Any) -> str:
     match target:
         case PhraseRecord():
-            return f"{len(target.boxes)} boxes of {target.phrase!r}, dashed in the picture"
+            boxes = "the dashed box" if len(target.boxes) == 1 else "any of the dashed boxes"
+            return f"{boxes}: {target.phrase}"
         case ReferringRecord():
             return f"the dashed box: {' / '.join(target.expressions)}"
         case CaptionRecord():
@@ -126,10 +130,10 @@ def _truth(target: Any) -> str:
             return "secret" if target.answer is None else target.options[target.answer].answer
         case NameRecord():
             return ", ".join(target.names)
-        case MatrixRecord():
-            return f"candidate {target.answer + 1}"
         case DescribedRecord():
             return target.names[target.answer]
+        case MatrixRecord():
+            return f"candidate {target.answer + 1}"
         case {"phrase": phrase, "boxes": _}:
             return f"the dashed box: {phrase}"
         case list():

@@ -5,25 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import seqio
-import tensorflow as tf
 from etils import epath
 from jax.sharding import NamedSharding
+from tqdm import tqdm
 
 from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS
-from kosmos2_jax.data.choices import (
-    CANDIDATES,
-    CONSTRAINED,
-    FEATURES,
-    RATIONALE,
-    read_rows,
-)
-from kosmos2_jax.data.packing_converter import PackingFeatureConverter
+from kosmos2_jax.data.choices import CANDIDATES, CONSTRAINED, RATIONALE, read_rows
 from kosmos2_jax.data.pictures import BROKEN
 from kosmos2_jax.evaluation.predictions import Prediction, answers_of
 from kosmos2_jax.grounding import Kosmos2Vocabulary
@@ -40,34 +31,15 @@ from kosmos2_jax.training.processes import (
 )
 from kosmos2_jax.training.run_config import EvaluationConfig
 from kosmos2_jax.training.saved_predictions import saved_predictions
+from kosmos2_jax.training.task_rows import NO_EXAMPLE, TaskReader, TaskRows
 from kosmos2_jax.training.task_scoring import TaskResult, TaskScoring
-
-# What stands for the number of an example in a row that only fills the batch up.
-_NO_EXAMPLE = -1
-
-
-class _Rows(NamedTuple):
-    """A batch of examples, or what fills it up.
-
-    Attributes:
-      numbers: of the examples, -1 where there is none; int32 [B].
-      broken: whether a picture could not be read; bool [B].
-      pictures: of a row at most.
-      features: of the feature converter.
-    """
-
-    numbers: np.ndarray
-    broken: np.ndarray
-    pictures: int
-    features: Mapping[str, np.ndarray]
 
 
 class TaskEvaluation:
     """Registered seqio tasks, answered by the model and scored by `seqio.Evaluator`.
 
     Of several processes each prepares its share of the examples, all answer them together, and the
-    first saves and scores. The first examples of a task, where no more are asked, are kept for the
-    next time.
+    first saves and scores.
     """
 
     def __init__(
@@ -96,11 +68,18 @@ class TaskEvaluation:
         self._lengths, self._rows, self._split = dict(lengths), rows, split
         devices = rows.mesh.size // rows.shard_shape((rows.mesh.size,))[0]
         self._batch_size = -(-config.batch_size // devices) * devices
-        self._shard = data_shard(rows, self._batch_size)
+        shard = data_shard(rows, self._batch_size)
         self._image_size = model.config.vision.image_size
-        self._share = functools.cache(self._read_share)
+        self._read = TaskReader(
+            self._lengths,
+            split,
+            shard,
+            self._batch_size,
+            self._image_size,
+            model.config.resampler.num_latents,
+        )
+        self._candidates = CandidateScoring(model, rows, self._batch_size, shard)
         self._scoring = functools.cache(self._open_scoring)
-        self._candidates = CandidateScoring(model, rows, self._batch_size, self._shard)
 
     def __call__(
         self, params: Any, limit: int = 0, folder: epath.Path | None = None
@@ -129,8 +108,11 @@ class TaskEvaluation:
             done = [
                 n for n, batch in enumerate(self._in_batches(ids)) if batch <= saved.found.keys()
             ]
+            bar = self._bar(name, ids, done)
             for predictions in self._answer(params, name, limit, set(gather(done)[0])):
                 saved.add(dataclasses.replace(p, id=ids[n]) for n, p in predictions.items() if ids)
+                bar.update(len(predictions))
+            bar.close()
         result = None
         if scoring:
             own = set(ids)  # there may be more in the folder than are asked now
@@ -138,6 +120,12 @@ class TaskEvaluation:
             result = scoring.score(answers_of(ids, predictions, name))
         figures = gather(result.metrics if result else None)[0]
         return result or TaskResult(figures)
+
+    def _bar(self, name: str, ids: Sequence[str], done: Sequence[int]) -> tqdm:
+        """On a terminal, how far it is."""
+        before = min(len(done) * self._batch_size, len(ids))
+        hidden = None if is_first() else True
+        return tqdm(total=len(ids), initial=before, desc=name, leave=False, disable=hidden)
 
     def _in_batches(self, ids: Sequence[str]) -> list[set[str]]:
         size = self._batch_size
@@ -151,16 +139,8 @@ class TaskEvaluation:
         Batches are the same ones whatever is done, so that an evaluation that goes on gives what
         one that was never stopped does.
         """
-        task = BENCHMARK_TASKS.get(name)
-        sampling = self._model.sampling
-        if task is not None:
-            # As the official code normalises the scores of beams (spec section 4.8).
-            sampling = dataclasses.replace(
-                sampling, num_beams=task.num_beams, beam_normalization=FAIRSEQ
-            )
-        batches = self._batches(self._share(name, limit), done)
-        while True:
-            rows = next(batches)
+        sampling = self._sampling(name)
+        for rows in self._read(name, limit, done):
             prompts = prompts_of(rows.features)
             own = [bool((rows.numbers >= 0).any()), prompts.tokens.shape[1], rows.pictures]
             some, places, pictures = (max(values) for values in zip(*gather(own), strict=True))
@@ -171,8 +151,17 @@ class TaskEvaluation:
             answer = self._choose if CANDIDATES in rows.features else self._write
             yield answer(params, rows, prompts, sampling)
 
+    def _sampling(self, name: str) -> SamplingConfig:
+        task = BENCHMARK_TASKS.get(name)
+        if task is None:
+            return self._model.sampling
+        # As the official code normalises the scores of beams (spec section 4.8).
+        return dataclasses.replace(
+            self._model.sampling, num_beams=task.num_beams, beam_normalization=FAIRSEQ
+        )
+
     def _write(
-        self, params: Any, rows: _Rows, prompts: PromptBatch, sampling: SamplingConfig
+        self, params: Any, rows: TaskRows, prompts: PromptBatch, sampling: SamplingConfig
     ) -> dict[int, Prediction]:
         """What the model writes after each prompt, of all processes, by number of the example."""
         return {
@@ -183,19 +172,18 @@ class TaskEvaluation:
         }
 
     def _written(
-        self, params: Any, rows: _Rows, prompts: PromptBatch, sampling: SamplingConfig
+        self, params: Any, rows: TaskRows, prompts: PromptBatch, sampling: SamplingConfig
     ) -> list[tuple[int, bool, np.ndarray]]:
         """Number of the example, whether a picture is broken, and tokens; of all processes."""
         batch = {"numbers": rows.numbers, "broken": rows.broken, **prompts._asdict()}
         batch = global_batch(batch, self._rows)
         numbers, broken = host_values(batch.pop("numbers")), host_values(batch.pop("broken"))
-        written = self._model.generate(params, PromptBatch(**batch), sampling)
-        tokens = host_values(written.tokens)
+        tokens = host_values(self._model.generate(params, PromptBatch(**batch), sampling).tokens)
         found = zip(numbers.tolist(), broken.tolist(), tokens, strict=True)
-        return [each for each in found if each[0] != _NO_EXAMPLE]
+        return [each for each in found if each[0] != NO_EXAMPLE]
 
     def _choose(
-        self, params: Any, rows: _Rows, prompts: PromptBatch, sampling: SamplingConfig
+        self, params: Any, rows: TaskRows, prompts: PromptBatch, sampling: SamplingConfig
     ) -> dict[int, Prediction]:
         """Scores of each example's candidates, or the likeliest one, as `_write`."""
         features, rationales, places = rows.features, {}, np.zeros(len(rows.numbers), np.int32)
@@ -204,7 +192,7 @@ class TaskEvaluation:
             written = self._written(params, rows, prompts, sampling)
             rationales = {number: _until_end(tokens) for number, _, tokens in written}
         numbers = rows.numbers.tolist()
-        own = np.flatnonzero((rows.numbers != _NO_EXAMPLE) & ~rows.broken).tolist()
+        own = np.flatnonzero((rows.numbers != NO_EXAMPLE) & ~rows.broken).tolist()
         asked = [
             Asked(
                 read_rows(features[CANDIDATES][n]),
@@ -214,7 +202,7 @@ class TaskEvaluation:
             )
             for n in own
         ]
-        broken = np.flatnonzero((rows.numbers != _NO_EXAMPLE) & rows.broken).tolist()
+        broken = np.flatnonzero((rows.numbers != NO_EXAMPLE) & rows.broken).tolist()
         found: dict[int, dict[str, Any]] = {numbers[n]: {"error": BROKEN} for n in broken}
         for n, example, scores in zip(own, asked, self._candidates(params, asked), strict=True):
             if CONSTRAINED in features:
@@ -225,74 +213,10 @@ class TaskEvaluation:
         parts = gather(found)
         return {int(n): Prediction("", **told) for part in parts for n, told in part.items()}
 
-    def _read_share(self, name: str, limit: int) -> tf.data.Dataset:
-        """The examples that this process prepares, each with its number."""
-        examples = seqio.get_mixture_or_task(name).get_dataset(
-            self._lengths, split=self._split, shuffle=False, num_epochs=1
-        )
-        share = self._batch_size // self._shard.count
-        first = self._shard.number * share
-
-        def mine(number: tf.Tensor, example: Any) -> tf.Tensor:
-            place = number % self._batch_size
-            return (place >= first) & (place < first + share)
-
-        examples = examples.take(limit or -1).enumerate().filter(mine)
-        # Encoded pictures are kept; they are decoded each time.
-        return examples.cache() if limit else examples
-
-    def _batches(self, share: tf.data.Dataset, done: Set[int]) -> Iterator[_Rows]:
-        """Rows of one shape and so one compilation; without end.
-
-        Others may have examples left when this process has none.
-        """
-        if done:
-            numbers = tf.constant(sorted(done), tf.int64)
-            share = share.filter(
-                lambda number, _: tf.reduce_all(numbers != number // self._batch_size)
-            )
-        size = self._batch_size // self._shard.count
-        examples = share.map(_second)
-        spec = examples.element_spec
-        keep = {name: spec[name].dtype for name in FEATURES if name in spec}
-        threads = os.cpu_count() or 1
-        convert = PackingFeatureConverter(self._image_size, threads=threads, keep=keep)
-        rows = convert(examples, self._lengths).batch(size).prefetch(1)
-        last = {
-            name: np.zeros((1, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
-            for name, spec in rows.element_spec.items()
-        }
-        places = (place for place in itertools.count() if place not in done)
-        for place, batch in zip(places, rows.as_numpy_iterator(), strict=False):
-            count = len(batch["tokens"])
-            last = {name: values[-1:] for name, values in batch.items()}
-            filler = _repeated(last, size - count)
-            features = {name: np.concatenate([batch[name], filler[name]]) for name in batch}
-            numbers = np.full(size, _NO_EXAMPLE, np.int32)
-            first = place * self._batch_size + self._shard.number * size
-            numbers[:count] = np.arange(first, first + count)
-            yield self._as_rows(numbers, features)
-        while True:
-            yield self._as_rows(np.full(size, _NO_EXAMPLE, np.int32), _repeated(last, size))
-
-    def _as_rows(self, numbers: np.ndarray, features: Mapping[str, np.ndarray]) -> _Rows:
-        slots = self._model.config.resampler.num_latents
-        pictures = int(features["image_slots"].max() + slots) // slots
-        # An example of a broken picture has no weight left, see `decode_row`.
-        return _Rows(numbers, ~features["loss_weights"].any(axis=1), pictures, features)
-
     def _open_scoring(self, name: str, limit: int) -> TaskScoring:
         return TaskScoring(
             name, self._vocabulary, self._lengths, self._image_size, self._split, limit
         )
-
-
-def _second(_: Any, example: Any) -> Any:
-    return example
-
-
-def _repeated(row: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    return {name: np.repeat(value, count, axis=0) for name, value in row.items()}
 
 
 def _until_end(tokens: np.ndarray) -> list[int]:

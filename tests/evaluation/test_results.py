@@ -30,7 +30,7 @@ TASK = TaskReport(
         FigureRow("r5", 75.0, Interval(74.0, 76.0), paper_value("flickr30k_grounding_test", "r5")),
         FigureRow("r1/people", 91.0, Interval(90.0, 92.0)),
     ],
-    best=[ShownExample("a", f"<grounding>{HOSTILE}", HOSTILE, "true", 1.0, RED)],
+    best=[ShownExample("a", f"<grounding>{HOSTILE}", HOSTILE, "true", 1.0, picture=RED)],
     worst=[ShownExample("b", "<image></image>", "", HOSTILE, 0.0)],
 )
 RESULTS = Results("models/mine", {"dtype": HOSTILE}, [TASK], {"refcoco_val": "lacks | files"})
@@ -64,7 +64,8 @@ def test_the_page_is_whole_and_data_cannot_write_in_it():
     for text in (
         "[78.0, 82.0]",
         '<td class="n same">+1.3</td>',  # the paper's 78.7 is within
-        '<td class="n other">-5.1</td>',  # its 80.1 is not
+        '<td class="n below">-5.1</td>',  # its 80.1 is above
+        "R@5: share of phrases",
         "R@1 by group",
         "people",
         "1 examples could not be asked",

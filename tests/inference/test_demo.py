@@ -234,6 +234,9 @@ def test_several_outputs(page: Page, predictor: Predictor, strict: SamplingConfi
     page.get_by_role("button", name="How to write").click()
     for label, value in (("Outputs", "3"), ("Temperature", "1"), ("Seed", "5")):
         page.get_by_label(label).and_(page.get_by_role("spinbutton")).fill(value)
+    # The sliders follow when the page has taken the numbers in.
+    for label, value in (("Outputs", "3"), ("Temperature", "1")):
+        expect(page.get_by_label(label).and_(page.get_by_role("slider"))).to_have_value(value)
     press(page, "Describe", "Describe")
     sampling = dataclasses.replace(strict, num_outputs=3, temperature=1.0, seed=5)
     asked = predictor.questions.describe(png(), sampling=sampling)

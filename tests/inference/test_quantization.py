@@ -1,4 +1,4 @@
-"""int8 weights: products beside NumPy, a whole model beside itself in float32."""
+"""int8 and bfloat16 weights: products beside NumPy, a whole model beside itself in float32."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def test_float_products_are_those_of_numpy(rows: int):
 
 @pytest.fixture(scope="module")
 def prompt_logits(small_config: Kosmos2Config, random_prompt: Callable) -> Callable:
-    """`params`: scores after two prompts of different lengths."""
+    """`(params, config)`: scores after two prompts of different lengths."""
     rng = np.random.default_rng(0)
     prompts = [random_prompt(small_config, rng, parts) for parts in (["image", 3], [6])]
     batch = batch_prompts(prompts, max_length=64)
 
-    def run(params: dict) -> np.ndarray:
+    def run(params: dict, config: Kosmos2Config = small_config) -> np.ndarray:
         with jax.default_matmul_precision("highest"):
             logits, _ = jax.jit(prefill, static_argnums=0, static_argnames="cache_length")(
-                small_config, params, *batch, cache_length=64
+                config, params, *batch, cache_length=64
             )
         return np.asarray(logits)
 
@@ -95,7 +95,19 @@ def test_int8_stays_near_float32_in_less_than_half_the_memory(
     assert (divergence < 0.05 * entropy).all(), (divergence, entropy)
 
 
-def test_a_predictor_reads_a_checkpoint_into_int8(
+def test_bfloat16_stays_near_float32(
+    small_config: Kosmos2Config, random_params: Callable, prompt_logits: Callable
+):
+    params = random_params(small_config)
+    half = place_parameters(params, dtype="bfloat16")
+    expected = jax.nn.log_softmax(prompt_logits(params)).astype(np.float64)
+    got = jax.nn.log_softmax(prompt_logits(half, small_config.replace(dtype="bfloat16")))
+    divergence = (np.exp(expected) * (expected - got)).sum(-1)
+    entropy = -(np.exp(expected) * expected).sum(-1)
+    assert (divergence < 0.05 * entropy).all(), (divergence, entropy)
+
+
+def test_a_predictor_reads_a_checkpoint_into_fewer_bytes(
     small_config: Kosmos2Config,
     small_vocabulary: Kosmos2Vocabulary,
     random_params: Callable,
@@ -110,5 +122,11 @@ def test_a_predictor_reads_a_checkpoint_into_int8(
     assert table.weight.dtype == jnp.int8
     black = np.zeros((8, 8, 3), np.uint8)
     assert small.describe(black).text.startswith("An image of")
+    half = Predictor.from_pretrained(folder, max_new_tokens=2, dtype="bfloat16")
+    assert stored_bytes(half.params) < 0.55 * stored_bytes(whole.params)
+    assert half.config.dtype == "bfloat16"
+    assert half.describe(black).text.startswith("An image of")
     with pytest.raises(ConfigError, match="int8"):
         Predictor.from_pretrained(folder, quantization="int9")
+    with pytest.raises(ConfigError, match="float32, bfloat16"):
+        Predictor.from_pretrained(folder, dtype="half")
