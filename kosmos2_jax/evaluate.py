@@ -9,9 +9,11 @@ is not asked again. With `--config.predictions=FOLDER` such files are scored, an
 from __future__ import annotations
 
 if __name__ == "__main__":  # before JAX is imported, which takes seconds
+    from kosmos2_jax.startup import prepare_environment
     from kosmos2_jax.training.usage import answer_help
 
     answer_help("evaluate", __doc__)
+    prepare_environment()
 
 import dataclasses
 import hashlib

@@ -10,9 +10,11 @@ Exit status: 0 when the run is finished; 1 for an error that a user can mend, to
 from __future__ import annotations
 
 if __name__ == "__main__":  # before JAX is imported, which takes seconds
+    from kosmos2_jax.startup import prepare_environment
     from kosmos2_jax.training.usage import answer_help
 
     answer_help("train", __doc__)
+    prepare_environment()
 
 import dataclasses
 import signal

@@ -6,9 +6,12 @@ of `kosmos2_jax.models` are checked at run time, in tests only.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _DEVICES = "--xla_force_host_platform_device_count=8"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+# What one test compiles, the others, and the programs that tests start, only read.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist share their parent's
+    _compiled = tempfile.mkdtemp(prefix="kosmos2-compiled-")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 INWARDS_TO_OUTWARDS = (
     "version",
     "errors",
+    "startup",
     "config",
     "grounding",
     "partitioning",
@@ -28,7 +29,6 @@ INWARDS_TO_OUTWARDS = (
     "train",
     "inspect_data",
     "compile_step",
-    "build_grit",
     "commands",
     "cli",
 )

@@ -28,6 +28,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kosmos2_jax.startup import prepare_environment
+
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     import numpy as np
     import tensorflow as tf
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="that decode")
     parser.add_argument("--seed", type=int, default=0, help="of documents and their order")
     arguments = parser.parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    prepare_environment()
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = _vocabulary(Path(folder))
         found = {kind: _measure(kind, vocabulary, Path(folder, kind), arguments) for kind in SIZES}

@@ -27,6 +27,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kosmos2_jax.startup import prepare_environment
+
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     import numpy as np
 
@@ -44,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; gives the exit status: 1 if the losses differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=0, help="of a batch (16 on CPU, 8 on GPU)")
+    parser.add_argument("--warm-up", type=int, default=3, help="rounds that do not count")
     parser.add_argument("--rounds", type=int, default=9, help="in which all take their turns")
     parser.add_argument("--steps", type=int, default=3, help="of each a round")
     parser.add_argument("--attention", default="auto", help="model.attention of ours")
@@ -51,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batch")
     arguments = parser.parse_args(argv)
+    prepare_environment()
     # Both share one device's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
@@ -108,7 +112,7 @@ def _compare(
     if difference > LOSS_TOLERANCE[config.dtype]:
         sys.exit(f"the losses differ by {difference:.1e}, so that times mean nothing: {losses}")
     turns = {**steps, "single": lambda: ours(single), "packed": lambda: ours(packed)}
-    times = _take_turns(turns, arguments.rounds, arguments.steps)
+    times = _take_turns(turns, arguments.warm_up, arguments.rounds, arguments.steps)
     fastest = min(times[name] for name in steps if name != OURS)
     learned = [float(batch["loss_weights"].sum()) for batch in (single, packed)]
     return {
@@ -258,8 +262,10 @@ class _OurStep:
     def __call__(self, batch: dict[str, np.ndarray]) -> Any:
         import jax
 
+        from kosmos2_jax.training.processes import global_batch
+
         with jax.set_mesh(self._mesh):
-            placed = jax.device_put(batch, self._sharding)
+            placed = global_batch(batch, self._sharding)
             self._state, metrics = self._update(self._state, placed)
         return metrics["loss"]
 
@@ -306,19 +312,21 @@ def _their_step(model: Any, batch: dict[str, np.ndarray], compiled: bool) -> Ste
     return step
 
 
-def _take_turns(steps: dict[str, Step], rounds: int, number: int) -> dict[str, float]:
-    """Median seconds of a step; `number` of each in each round."""
+def _take_turns(steps: dict[str, Step], warm_up: int, rounds: int, number: int) -> dict[str, float]:
+    """Median seconds of a step; `number` of each in each round, now forwards, now backwards."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds + 1):
-        for name, step in steps.items():
+    names = list(steps)
+    for _ in range(warm_up + rounds):
+        for name in names:
             start = time.perf_counter()
             for _ in range(number):
-                last = step()
+                last = steps[name]()
             float(last)  # waits for the device
             times[name].append((time.perf_counter() - start) / number)
+        names.reverse()
     for name, seconds in times.items():
-        print(f"{name:28}" + " ".join(f"{1e3 * s:7.1f}" for s in seconds[1:]), "ms")
-    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+        print(f"{name:28}" + " ".join(f"{1e3 * s:7.1f}" for s in seconds[warm_up:]), "ms")
+    return {name: statistics.median(seconds[warm_up:]) for name, seconds in times.items()}
 
 
 if __name__ == "__main__":

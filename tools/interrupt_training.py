@@ -26,8 +26,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kosmos2_jax.startup import prepare_environment
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+prepare_environment()
 
 import numpy as np  # noqa: E402
 
@@ -93,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         # Compiling takes most of the time of a start. Read by the processes that are started.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"
-        os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         peace, war = (Training(Path(folder), name, len(ends)) for name in ("peace", "war"))
         try:
             peace.start()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from kosmos2_jax.startup import prepare_environment
+
+prepare_environment()
 
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402

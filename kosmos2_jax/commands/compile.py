@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     # Of the machine it is on, which is none; unsaid, libtpu complains.
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     with status("reading the configuration") as say:
         try:

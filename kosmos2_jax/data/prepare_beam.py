@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any
 from kosmos2_jax.data import prepare
 from kosmos2_jax.data.skips import NewReasons
 from kosmos2_jax.errors import ConfigError, Kosmos2Error
+from kosmos2_jax.startup import prepare_environment
 
 _LOCAL_RUNNER = "DirectRunner"
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -103,7 +103,7 @@ def import_beam() -> Any:
     Raises:
       ConfigError: it is not installed.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    prepare_environment()
     logging.basicConfig(level=logging.ERROR)
     try:
         import apache_beam

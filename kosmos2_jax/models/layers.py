@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from kosmos2_jax.config import ATTENTION, FULL, MINIMAL, NONE
 from kosmos2_jax.models.attention_kernels import ATTENTION_OUTPUT
 from kosmos2_jax.models.initializers import torch_linear
-from kosmos2_jax.models.products import Kernel, product
+from kosmos2_jax.models.products import Kernel, product, trained_product
 from kosmos2_jax.partitioning import gather
 
 
@@ -62,7 +62,8 @@ class Linear(nn.Module):
         if isinstance(kernel, Kernel):
             flat = product(flat, kernel, self.dtype)
         else:
-            flat = flat @ gather(kernel, self.axes, self.dtype).astype(self.dtype)
+            kernel = gather(kernel, self.axes, self.dtype).astype(self.dtype)
+            flat = trained_product(flat, kernel)
         return flat.reshape(*x.shape[:-1], self.features) + bias.astype(self.dtype)
 
 

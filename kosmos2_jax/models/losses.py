@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from kosmos2_jax.models.products import Kernel, product
+from kosmos2_jax.models.products import Kernel, product, trained_product
 from kosmos2_jax.partitioning import constrain, gather
 
 
@@ -99,11 +99,12 @@ def tied_logits(
         -inf. None for all.
     """
     with jax.named_scope("head"):
+        flat = hidden.reshape(-1, hidden.shape[-1])
         if isinstance(table, Kernel):
-            logits = product(hidden.reshape(-1, hidden.shape[-1]), table, hidden.dtype)
-            logits = logits.reshape(*hidden.shape[:-1], -1)
+            flat = product(flat, table, hidden.dtype)
         else:
-            logits = jnp.einsum("BLE,VE->BLV", hidden, table.astype(hidden.dtype))
+            flat = trained_product(flat, jnp.asarray(table, hidden.dtype).T)
+        logits = flat.reshape(*hidden.shape[:-1], -1)
         logits = constrain(logits, ("batch", None, "vocab")).astype(jnp.float32)
         rows = logits.shape[-1]
         if vocab_size in (None, rows):

@@ -1,8 +1,8 @@
-"""Products of activations with weights as inference stores them: a row for each output.
+"""Products of activations with weights: those that train, and those that inference stores.
 
-So lie the weights of torch's files, and so a CPU reads them once, in order, at the speed of its
-memory. Stored (in, out), as training has them, XLA's CPU backend copies them before each product
-with several rows.
+Training has weights (in, out). Inference has a row for each output: so lie the weights of torch's
+files, and so a CPU reads them once, in order, at the speed of its memory. Stored (in, out), XLA's
+CPU backend copies them before each product with several rows.
 
 Letters: M rows of activations, I inputs, O outputs.
 """
@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, Int32
+
+from kosmos2_jax.models.attention_kernels import hardware
 
 # Rows up to which the weights are best the left operand, which XLA on CPU reads in place; of the
 # right one it makes a copy. With more rows that copy is soon paid for.
@@ -38,6 +40,35 @@ class Int8Kernel(NamedTuple):
 
 
 Kernel = RowKernel | Int8Kernel
+
+
+def trained_product(x: Float[Array, "M I"], kernel: Float[Array, "I O"]) -> Float[Array, "M O"]:
+    """`x @ kernel`, whose gradient on CPU takes the kernel's by faster products."""
+    return _cpu_product(x, kernel) if hardware()[0] == "cpu" else x @ kernel
+
+
+# XLA on CPU takes transpose(x) @ gradient, both as they lie, at 60% of the speed of other products.
+# It is faster with the transpose of x in memory, or, if x is the wider of both, turned round. The
+# barriers keep XLA from taking that back. Together 5% of a training step.
+@jax.custom_vjp
+def _cpu_product(x: Array, kernel: Array) -> Array:
+    return x @ kernel
+
+
+def _cpu_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _cpu_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    if kernel.shape[0] > kernel.shape[1]:
+        of_kernel = jax.lax.optimization_barrier(gradient.T @ x).T
+    else:
+        of_kernel = jax.lax.optimization_barrier(x.T) @ gradient
+    return gradient @ kernel.T, of_kernel
+
+
+_cpu_product.defvjp(_cpu_forward, _cpu_backward)
 
 
 def as_kernel(table: Float[Array | np.ndarray, "O I"] | Kernel) -> Kernel:

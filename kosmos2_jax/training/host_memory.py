@@ -16,8 +16,10 @@ def keep_memory() -> None:
     XLA allocates the temporary arrays of an execution as one block and frees it afterwards. glibc
     takes large blocks from the system and gives them back, so that at every update the kernel has
     to find and clear each of their pages anew, which is a fifth of a training step. Here glibc is
-    told to keep what is freed, and XLA to execute on the thread that calls it, as the arenas of
-    other threads cannot grow to such blocks. The process then stays as large as it once was.
+    told to keep what is freed, and XLA to execute on the thread that calls it: blocks too large for
+    the arenas of other threads are given back whatever is said. That thread must be the main one,
+    and the arguments be there already, else another executes when they are; see
+    `kosmos2_jax.training.processes.global_batch`. The process then stays as large as it once was.
 
     For programs that are one process, at their beginning, before JAX looks for its devices. On
     other hardware, and on systems without glibc, memory is treated as usual.

@@ -192,8 +192,12 @@ def data_shard(sharding: NamedSharding, rows: int) -> DataShard:
 
 
 def global_batch(rows: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """The batch of which every process has the rows of its `data_shard`."""
-    return jax.make_array_from_process_local_data(sharding, dict(rows))
+    """The batch of which every process has the rows of its `data_shard`.
+
+    On CPU it is there when this returns: see `kosmos2_jax.training.host_memory`.
+    """
+    batch = jax.make_array_from_process_local_data(sharding, dict(rows))
+    return jax.block_until_ready(batch) if jax.default_backend() == "cpu" else batch
 
 
 def host_values(tree: Any) -> Any:

@@ -38,7 +38,7 @@ QUICKLY = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
 def compiled(*words: str, **settings: str) -> dict[str, Any]:
     """What `kosmos2 compile … --json` prints."""
     # The settings of this suite's own process are no user's; the kernels know no "highest".
-    ours = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")
+    ours = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_COMPILATION_CACHE_DIR")
     environment = {k: v for k, v in os.environ.items() if k not in ours} | settings
     done = subprocess.run(
         [sys.executable, "-m", "kosmos2_jax", "compile", *words, "--json"],

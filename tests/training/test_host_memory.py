@@ -7,7 +7,12 @@ import statistics
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+
+from kosmos2_jax.partitioning import batch_sharding, make_mesh
+from kosmos2_jax.training.processes import global_batch
 
 PAGES = 20_000  # of 4 KiB each; more than the arena of a thread can hold
 EXECUTIONS = 9
@@ -47,3 +52,11 @@ def test_an_execution_works_in_the_memory_of_the_one_before():
 
     assert faults("kept") < PAGES / 10
     assert faults("as usual") >= PAGES
+
+
+def test_a_batch_is_there_before_its_update_begins():
+    # Else another thread would execute it, whose memory is not kept. JAX copies these numbers in
+    # the background, as they are not in order.
+    rows = {"x": np.zeros((4000, 4000), np.float32).T}
+    batch = global_batch(rows, batch_sharding(make_mesh({"data": 1}, jax.devices()[:1])))
+    assert batch["x"].is_ready()

@@ -122,8 +122,6 @@ def start(
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
         "XLA_FLAGS": devices_flag(devices),
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     started = []
     for number in range(processes):
