@@ -1,4 +1,4 @@
-"""Fine-tuning of the released model by adapters (LoRA), on sources of your own."""
+"""Fine-tuning of the released model by adapters (LoRA), on boxes of your own."""
 
 from __future__ import annotations
 

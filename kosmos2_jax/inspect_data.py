@@ -19,7 +19,7 @@ from kosmos2_jax.evaluation.inspection_page import InspectionPage, SourceCounts,
 from kosmos2_jax.evaluation.inspection_statistics import BatchStatistics
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.training.run_config import RunConfig
-from kosmos2_jax.training.run_data import open_batches, prepare_data
+from kosmos2_jax.training.run_data import like_checkpoint, open_batches, prepare_data
 
 # Rows that are read at a time; their order does not depend on it.
 _BATCH_SIZE = 8
@@ -45,6 +45,7 @@ def inspect_data(run: RunConfig, workdir: Path | None, shown: int, counted: int)
       DataError: a source is missing or gives nothing.
     """
     counted = max(shown, counted)
+    run = like_checkpoint(run)
     with contextlib.ExitStack() as stack:
         if workdir is None:
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))

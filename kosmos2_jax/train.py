@@ -54,11 +54,17 @@ from kosmos2_jax.training.program import run_story
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.read_so_far import ReadSoFar
 from kosmos2_jax.training.run_config import RunConfig
-from kosmos2_jax.training.run_data import open_batches, prepare_data, with_vocabulary
+from kosmos2_jax.training.run_data import (
+    like_checkpoint,
+    open_batches,
+    prepare_data,
+    with_vocabulary,
+)
 from kosmos2_jax.training.run_evaluation import Evaluation
 from kosmos2_jax.training.run_step import make_run_step
 from kosmos2_jax.training.signals import Interrupted, StopRequest
 from kosmos2_jax.training.state import TrainState, create_state, warm_up, with_params
+from kosmos2_jax.training.take_along import Outcome, check_export, take_along
 from kosmos2_jax.training.task_evaluation import TaskEvaluation
 from kosmos2_jax.training.task_ids import task_names, with_task_ids
 from kosmos2_jax.training.task_scoring import TaskResult
@@ -74,13 +80,17 @@ class Trained:
 
     Attributes:
       run: its resolved settings.
-      model: folder of the model, in our own checkpoint format.
-      results: of the last evaluation, by task.
+      model: folder of the model after the last update, in our own checkpoint format.
+      results: of its evaluation, by task.
+      best: folder of the best model; `model` where the run does not look for it.
+      best_results: of its evaluation.
     """
 
     run: RunConfig
     model: epath.Path
     results: dict[str, TaskResult]
+    best: epath.Path
+    best_results: dict[str, TaskResult]
 
 
 def train(run: RunConfig, workdir: epath.PathLike) -> Trained:
@@ -92,7 +102,8 @@ def train(run: RunConfig, workdir: epath.PathLike) -> Trained:
     files, `sheets/` of pictures, `checkpoints/`, and the trained model in our own checkpoint
     format, in `model/`; the best one in `best/` if `run.evaluation.best_metric` says what is good.
     With LoRA these models have the adapters added, which are also in `model_adapter/` and
-    `best_adapter/` alone, as peft's.
+    `best_adapter/` alone, as peft's. With `run.evaluation.at_start` there is a `report.md` of the
+    figures before and after; for `run.export` see `kosmos2_jax.training.take_along`.
 
     Raises:
       ConfigError: the work folder holds a run with other settings, or no evaluation gives
@@ -103,6 +114,7 @@ def train(run: RunConfig, workdir: epath.PathLike) -> Trained:
         processes. The update under way was finished and saved. At any other time the signals end
         the program as usual.
     """
+    run = like_checkpoint(run)
     mesh = make_mesh(run.mesh)
     check_mesh(mesh, run.model, run.data.batch_size, run.micro_batches)
     with jax.set_mesh(mesh):  # the model places its activations by it
@@ -114,6 +126,7 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: epath.Path) -> Trained:
     shard = data_shard(rows, run.data.batch_size)
 
     # Data
+    check_export(run, workdir)
     mixture, vocabulary = prepare_data(run, workdir)
     run = with_vocabulary(run, vocabulary)
     record_run(run, workdir)
@@ -150,22 +163,28 @@ def _train_on(mesh: Mesh, run: RunConfig, workdir: epath.Path) -> Trained:
     loop = _Loop(
         run, workdir, batches, tasks, rows, shard, made.update, checkpoints, log, evaluation, meter
     )
-    state = loop(state, done)
+    if run.evaluation.at_start and not done:
+        evaluation(0, state, run.evaluation.examples)
+    state, last = loop(state, done)
     batches.close()
 
     # What is left behind
-    save_model(workdir / MODEL_FOLDER, run, vocabulary, state)
-    steps = run.optimizer.total_steps
-    results = evaluation(steps, state, run.evaluation.examples)
+    model = best = workdir / MODEL_FOLDER
+    save_model(model, run, vocabulary, state)
+    results = best_results = evaluation(last, state, run.evaluation.examples)
+    step = last
     if evaluation.finds_best:
-        best = checkpoints.best() or steps
-        if best != steps:
-            state = checkpoints.restore(best, made.shapes, made.shardings)
-        save_model(workdir / BEST_FOLDER, run, vocabulary, state)
-        say(f"{workdir / BEST_FOLDER} is the model after update {best}")
+        best, step = workdir / BEST_FOLDER, checkpoints.best() or last
+        if step != last:
+            state = checkpoints.restore(step, made.shapes, made.shardings)
+            best_results = evaluation(step, state, run.evaluation.examples, is_best=True)
+        save_model(best, run, vocabulary, state)
+        say(f"{best} is the model after update {step}")
     checkpoints.close()
     log.close()
-    return Trained(run, workdir / MODEL_FOLDER, results)
+    outcome = Outcome(best, step, last, evaluation.figures(0), evaluation.figures(step))
+    take_along(run, workdir, outcome, mixture)
+    return Trained(run, model, results, best, best_results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,13 +203,19 @@ class _Loop:
     evaluation: Evaluation
     meter: TrainingMeter
 
-    def __call__(self, state: TrainState, done: int) -> TrainState:
-        """The state after the last update, from the one after `done` of them."""
+    def __call__(self, state: TrainState, done: int) -> tuple[TrainState, int]:
+        """The state after the last update and its number, from the state after `done` of them.
+
+        With `evaluation.patience` it may be another one than the settings say.
+        """
         run, steps = self.run, self.run.optimizer.total_steps
         if run.evaluation.due(done) and 0 < done < steps and not self.log.evaluated(done):
             # The run was stopped before it.
             self.evaluation(done, state, run.evaluation.quick_examples)
-        hidden = done == steps or not is_first()
+        if self.evaluation.is_hopeless:
+            return state, done
+        begun = done < steps
+        hidden = not begun or not is_first()
         bar = tqdm(total=steps, initial=done, unit="update", mininterval=2.0, disable=hidden)
         agree, profiler = StopAgreement(self.rows.mesh), Profiler(self.workdir, run.profile_steps)
         reasons = NewReasons(ReadSoFar.of(self.batches, self.shard).skips)
@@ -213,10 +238,14 @@ class _Loop:
                     self.meter.skipped.check(step, batch, self.workdir)
                 with self.meter.paused():
                     self._between(step, state, stopping)
+                done = step
+                if self.evaluation.is_hopeless:
+                    say(f"update {step}: no better than before for long enough; the run ends here")
+                    break
         bar.close()
-        if done < steps:
+        if begun:
             say(f"read:\n{ReadSoFar.of(self.batches, self.shard).skips.report()}")
-        return state
+        return state, done
 
     def _report(self, step: int, values: Mapping[str, float], reasons: NewReasons) -> None:
         """Writes metrics, and stops the run where the data or the disk fail it."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from kosmos2_jax.data import document_files, document_tasks, examples
-from kosmos2_jax.data.document_tasks import TaskSettings, truth_of
+from kosmos2_jax.data.document_tasks import TaskSettings
 from kosmos2_jax.data.documents import Document
+from kosmos2_jax.data.phrase_boxes import boxes_of_phrase, first_box_accuracy, phrase_recall
 from kosmos2_jax.data.scene_records import VERSION, SceneAnnotation, scene_record
 from kosmos2_jax.data.scenes import SPLITS, SceneConfig
-from kosmos2_jax.evaluation import box_metrics
-from kosmos2_jax.grounding import markup, prompts
 from kosmos2_jax.grounding.boxes import Box
 
 CAPTION = "quickstart_scenes_caption"
@@ -64,11 +63,11 @@ def register(data_dir: Path, settings: TaskSettings) -> tuple[str, ...]:
         REFERRING: (_build_referring, {}),
         REC: (
             _build_rec,
-            {"postprocess_fn": _boxes_of_phrase(grid_size), "metric_fns": [rec_accuracy]},
+            {"postprocess_fn": boxes_of_phrase(grid_size), "metric_fns": [rec_accuracy]},
         ),
         GROUNDING: (
             _build_grounding,
-            {"postprocess_fn": _boxes_of_phrase(grid_size), "metric_fns": [grounding_recall]},
+            {"postprocess_fn": boxes_of_phrase(grid_size), "metric_fns": [grounding_recall]},
         ),
     }
     for name, (build, evaluation) in tasks.items():
@@ -122,32 +121,12 @@ def _truth(phrase: str, boxes: Sequence[Box], held_out: bool) -> dict[str, Any]:
     return {"phrase": phrase, "boxes": [list(box) for box in boxes], "held_out": held_out}
 
 
-def _boxes_of_phrase(grid_size: int) -> Callable[..., Any]:
-    """Makes the postprocessor of tasks that ask for the boxes of a phrase.
-
-    The model's words are read behind the phrase that was asked for. Boxes count if their phrase
-    is that one by its text (spec sections 5.2 and 5.3).
-    """
-
-    def postprocess(
-        output: str, example: Mapping[str, Any], is_target: bool
-    ) -> dict[str, Any] | list[Box]:
-        truth = truth_of(example)
-        if is_target:
-            return {**truth, "boxes": [Box(*box) for box in truth["boxes"]]}
-        said = markup.parse(prompts.ground(truth["phrase"]) + output, grid_size)
-        return box_metrics.phrase_boxes(said, truth["phrase"])
-
-    return postprocess
-
-
 def rec_accuracy(targets: list[dict[str, Any]], predictions: list[list[Box]]) -> dict[str, float]:
     """Share of first boxes with IoU of at least 0.5, for all and by what training has shown."""
 
     def measure(chosen: list[int]) -> dict[str, float]:
-        truth = [targets[i]["boxes"][0] for i in chosen]
-        firsts = [predictions[i][0] if predictions[i] else None for i in chosen]
-        return {"rec_accuracy": box_metrics.rec_accuracy(truth, firsts)}
+        found = first_box_accuracy([targets[i] for i in chosen], [predictions[i] for i in chosen])
+        return {"rec_accuracy": found}
 
     return _by_novelty(targets, measure)
 
@@ -158,9 +137,7 @@ def grounding_recall(
     """R@1, R@5 and R@10 by the any-box rule, for all and by what training has shown."""
 
     def measure(chosen: list[int]) -> dict[str, float]:
-        recall = box_metrics.recall_at_k(
-            [targets[i]["boxes"] for i in chosen], [predictions[i] for i in chosen]
-        )
+        recall = phrase_recall([targets[i] for i in chosen], [predictions[i] for i in chosen])
         return {f"phrase_grounding_{key}": value for key, value in recall.items()}
 
     return _by_novelty(targets, measure)

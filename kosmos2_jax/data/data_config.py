@@ -12,6 +12,36 @@ from kosmos2_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
+class RehearsalConfig:
+    """Old data that are mixed in, so that a model does not forget what it could.
+
+    Attributes:
+      share: of the examples of a run that are old ones, from 0, for none, to below 1.
+      tasks: as of `DataConfig`, and so are the others. The names of tasks and figures of
+        `kosmos2_jax.tasks.mixtures` have "old." before them here; a module that may be asked for
+        new and old data has `prepare_old` beside `prepare`, or names its tasks by their folder.
+      folder: where the old data lie.
+      mixture: name of a mixture.
+      rates: a mixture of your own.
+    """
+
+    share: float = 0.0
+    tasks: str = "mixtures"
+    folder: str = ""
+    mixture: str = ""
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share < 1.0:
+            raise ConfigError(f"data.rehearsal.share must be from 0 to below 1, not {self.share}")
+        if self.share and not self.folder:
+            raise ConfigError(
+                "data.rehearsal.share asks for old data: set data.rehearsal.folder to where they "
+                "lie, or the share to 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is read, and how it becomes batches.
 
@@ -21,6 +51,11 @@ class DataConfig:
       folder: where the data lie; empty for `data` in the work folder.
       mixture: name of a mixture in `kosmos2_jax.tasks.mixtures`.
       rates: a mixture of your own, instead: examples by kind or folder, in any unit; see there.
+      boxes: a COCO file of boxes, which is prepared as `grit/own` in `folder`; empty for none.
+      pictures: where the pictures of that file are; empty for beside it.
+      held_out: share of them that is not trained on but measured, as the split "test"; 1 for all,
+        to evaluate a finished model.
+      rehearsal: old data that are mixed in.
       tokenizer: a sentencepiece model; empty for `sentencepiece.bpe.model` in `folder`.
       train_scenes: the quickstart's drawn pictures for training.
       test_scenes: its drawn pictures for the test.
@@ -50,6 +85,10 @@ class DataConfig:
     folder: str = ""
     mixture: str = ""
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    boxes: str = ""
+    pictures: str = ""
+    held_out: float = 0.2
+    rehearsal: RehearsalConfig = RehearsalConfig()
     tokenizer: str = ""
     train_scenes: int = 40_000
     test_scenes: int = 1_000
@@ -78,6 +117,8 @@ class DataConfig:
                 raise ConfigError(f"data.{name} must be at least 1, not {getattr(self, name)}")
         if not 0.0 <= self.max_skipped < 1.0:
             raise ConfigError(f"data.max_skipped must be within 0..1, not {self.max_skipped}")
+        if not 0.0 < self.held_out <= 1.0:
+            raise ConfigError(f"data.held_out must be above 0 and at most 1, not {self.held_out}")
 
     def encode_settings(self, model: Kosmos2Config) -> EncodeSettings:
         """How documents become examples for this model.

@@ -108,6 +108,11 @@ class DocumentSource(seqio.FileDataSource):
         self._folders = tuple(map(str, folders))
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """Where the records are."""
+        return self._folders
+
+    @property
     def supports_arbitrary_sharding(self) -> bool:
         """Whether it can be dealt to more shards than it has files."""
         return True

@@ -20,12 +20,12 @@ from kosmos2_jax.data.skips import CLIPPED, FILTERED, DataError, Skips, Unusable
 from kosmos2_jax.errors import ConfigError, MarkupError
 from kosmos2_jax.grounding import markup, tags
 from kosmos2_jax.grounding.boxes import OFFICIAL, Box
-from kosmos2_jax.grounding.grounded_text import GroundedText
+from kosmos2_jax.grounding.grounded_text import GroundedText, Span
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 
 Features = dict[str, np.ndarray]
 
-CAPTION, INSTRUCTION = "caption", "instruction"
+CAPTION, INSTRUCTION, REFERRING = "caption", "instruction", "referring"
 
 # Referring expression generation, spec section 4.7: words before the phrase that stands for the
 # box, that phrase, and words after the box; the answer is "{expression}.".
@@ -49,8 +49,8 @@ class EncodeSettings:
       max_images: pictures of an example at most; spec 4.4.
       quantiser: how boxes become cells; spec 3.3, trap T-16.
       word_weight: see `kosmos2_jax.data.examples.encode_example`; spec 4.5.
-      grounded_as: "caption", or "instruction" for the grounded instructions that the paper
-        derives from GRIT; spec 4.7.
+      grounded_as: "caption"; "instruction" for the grounded instructions that the paper derives
+        from GRIT, spec 4.7; or "referring" for the boxes of all phrases.
       comprehension_probability: chance that such an instruction asks for boxes, not for the
         expression; not published, so half.
       grit: what is chosen from the annotations of grounded documents.
@@ -66,9 +66,10 @@ class EncodeSettings:
     grit: GritConfig = GritConfig()
 
     def __post_init__(self) -> None:
-        if self.grounded_as not in (CAPTION, INSTRUCTION):
+        if self.grounded_as not in (CAPTION, INSTRUCTION, REFERRING):
             raise ConfigError(
-                f"grounded_as must be 'caption' or 'instruction', not {self.grounded_as!r}."
+                "grounded_as must be 'caption', 'instruction' or 'referring', not "
+                f"{self.grounded_as!r}."
             )
         if not 0.0 <= self.comprehension_probability <= 1.0:
             raise ConfigError(
@@ -124,6 +125,8 @@ def encode_document(
       grounded, as instruction: one phrase, drawn by chance; either the phrase is given and its
         boxes are learnt, or its boxes are given in one of `GENERATION_TEMPLATES` and the phrase
         is learnt. Prompts are tokenised as those of inference are, see `encode_markup`.
+      grounded, as referring: all phrases one after the other, in an order drawn by chance, each
+        given with its boxes to be learnt; several questions for the price of one picture.
       interleaved: pictures and text in turn; only text is learnt, and `</s>` after text.
       instruction: pictures, then `Question: ... Answer: ...` of each turn; answers are learnt.
 
@@ -197,6 +200,8 @@ def _encode_grounded(job: _Job) -> list[Features]:
     _count_annotations(job, chosen.kept, chosen.reasons)
     if job.settings.grounded_as == INSTRUCTION:
         return [_encode_grounded_instruction(job, chosen.caption)]
+    if job.settings.grounded_as == REFERRING:
+        return [_encode_referring(job, chosen.caption)]
     if job.chance("grounding") >= grit_config.grounding_probability:
         return [_encode_captioned(job, GroundedText(chosen.caption.text))]
     try:
@@ -218,10 +223,7 @@ def _encode_grounded_instruction(job: _Job, caption: GroundedText) -> Features:
     span = caption.spans[int(job.chance("phrase") * len(caption.spans))]
     picture = _only_picture(job)
     if job.chance("task") < job.settings.comprehension_probability:
-        try:
-            example = examples.referring_example(picture, [(span.text, span.boxes)])
-        except MarkupError:
-            raise Unusable("phrase holds '<'") from None
+        example = _asked(picture, [span])
     else:
         number = int(job.chance("template") * len(GENERATION_TEMPLATES))
         prompt = generation_prompt(
@@ -230,6 +232,20 @@ def _encode_grounded_instruction(job: _Job, caption: GroundedText) -> Features:
         answer = GroundedText(span.text.strip().removesuffix(".") + ".")
         example = Example((Picture(picture), Text(prompt, False), Text(answer, True)))
     return _encode(job, example, may_cut=False)
+
+
+def _encode_referring(job: _Job, caption: GroundedText) -> Features:
+    if not caption.spans:
+        raise Unusable(f"{FILTERED}caption without a phrase to ask for")
+    spans = sorted(caption.spans, key=lambda span: job.chance(f"place of {span.start}"))
+    return _encode(job, _asked(_only_picture(job), spans), may_cut=False)
+
+
+def _asked(picture: bytes, spans: Sequence[Span]) -> Example:
+    try:
+        return examples.referring_example(picture, [(span.text, span.boxes) for span in spans])
+    except MarkupError:
+        raise Unusable("phrase holds '<'") from None
 
 
 def generation_prompt(

@@ -7,6 +7,7 @@ machine and in every run.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -91,7 +92,10 @@ def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
 
 
 def draw_scene(
-    rng: np.random.Generator, config: SceneConfig | None = None, split: str = "train"
+    rng: np.random.Generator,
+    config: SceneConfig | None = None,
+    split: str = "train",
+    choices: Sequence[tuple[str, str]] | None = None,
 ) -> Scene:
     """Draws one scene of objects whose boxes do not touch.
 
@@ -99,6 +103,7 @@ def draw_scene(
       rng: usually `scene_rng(seed, split, index)`.
       config: what scenes are made of; by default `SceneConfig()`.
       split: "train" leaves out the held-out combinations, "test" draws from all alike.
+      choices: (color, shape) pairs to draw from instead, each as often as it is there.
     """
     config = config or SceneConfig()
     places: list[tuple[int, int, int, str]] = []
@@ -106,7 +111,7 @@ def draw_scene(
         places = _place(rng, config)
     background = sprites.BACKGROUNDS[rng.integers(len(sprites.BACKGROUNDS))]
     picture = sprites.draw_background(rng, background, config.image_size)
-    choices = combinations(config, split)
+    choices = choices or combinations(config, split)
     objects: list[SceneObject] = []
     for x, y, side, size in places:
         if objects and rng.random() < config.repeat_rate:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from etils import epath
+
 from kosmos2_jax.errors import Kosmos2Error
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def write_report(
     """Writes a Markdown page: a table of metrics, then sections, then pictures.
 
     Args:
-      path: of the file to write, UTF-8.
+      path: of the file to write, UTF-8; on a disk or in a bucket.
       title: of the page.
       metrics: name to value; floats are shown with four significant digits.
       images: heading to the path of a picture, relative to the page.
@@ -41,7 +43,24 @@ def write_report(
         blocks.append("\n".join(["| metric | value |", "| --- | ---: |", *rows]))
     blocks += [f"## {heading}\n\n{body.strip()}" for heading, body in (sections or {}).items()]
     blocks += [f"## {heading}\n\n![{heading}](<{image}>)" for heading, image in images.items()]
-    Path(path).write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    epath.Path(path).write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+
+
+def comparison(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """A table in Markdown of figures before and after, and their change.
+
+    Args:
+      before: name to value; a figure that is missing is left blank.
+      after: name to value, in the order of the rows.
+    """
+    rows = ["| metric | before | after | change |", "| --- | ---: | ---: | ---: |"]
+    for name, value in after.items():
+        old = before.get(name)
+        rest = (
+            f" | {value:.4g} | " if old is None else f"{old:.4g} | {value:.4g} | {value - old:+.4g}"
+        )
+        rows.append(f"| {_cell(name)} | {rest} |")
+    return "\n".join(rows)
 
 
 def plot_curves(

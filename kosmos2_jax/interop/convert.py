@@ -110,6 +110,13 @@ def open_checkpoint(
     return fairseq.read_file(Path(path), beside, config)
 
 
+def describe(path: PathLike) -> Checkpoint:
+    """As `open_checkpoint`, for its config, vocabulary and generation alone."""
+    if detect_format(path) == ORBAX:
+        return orbax_io.read_description(path)
+    return open_checkpoint(path)
+
+
 @dataclasses.dataclass(frozen=True)
 class Conversion:
     """What was converted into what.

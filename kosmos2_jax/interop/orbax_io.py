@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,13 @@ def read_folder(
     Raises:
       CheckpointError: damaged or missing files, or parameters that do not fit their config.
     """
+    described = read_description(folder, tokenizer)
+    params = _restore(as_path(folder), described.config, shardings)
+    return dataclasses.replace(described, params=params)
+
+
+def read_description(folder: epath.PathLike, tokenizer: Path | None = None) -> Checkpoint:
+    """Reads our folder without its parameters; see `read_folder`."""
     folder = as_path(folder)
     description = read_json(folder / KOSMOS2_JSON)
     if description.get("format") != FORMAT:
@@ -115,7 +123,7 @@ def read_folder(
         )
     return Checkpoint(
         config=config,
-        params=_restore(folder, config, shardings),
+        params={},
         vocabulary=vocabulary,
         generation=dict(description.get("generation", REFERENCE_GENERATION)),
         source=Source.from_dict(description.get("source", {})),

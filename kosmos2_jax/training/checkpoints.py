@@ -92,6 +92,11 @@ class RunCheckpoints:
         """The checkpoint of the best figure, the earliest of equals; None before any `note`."""
         return self._best_of(self._manager.all_steps())
 
+    def stale(self) -> int:
+        """How many figures were noted since the best one, the earliest of equals."""
+        best = self._best_of(list(self._figures))
+        return 0 if best is None else sum(step > best for step in self._figures)
+
     def _best_of(self, steps: Sequence[int]) -> int | None:
         known = [step for step in sorted(steps) if step in self._figures]
         return max(known, key=lambda step: self._sign * self._figures[step], default=None)

@@ -68,10 +68,17 @@ class MetricLog:
 
     def evaluated(self, step: int) -> bool:
         """Whether an earlier start of the run wrote figures of an evaluation after `step`."""
-        return any(
-            line["step"] == step and any(name.startswith("eval/") for name in line)
+        return bool(self.evaluation(step))
+
+    def evaluation(self, step: int) -> dict[str, float]:
+        """Figures of the evaluation after `step` by an earlier start of the run, if any."""
+        return {
+            name.removeprefix("eval/"): value
             for line in self._former
-        )
+            if line["step"] == step
+            for name, value in line.items()
+            if name.startswith("eval/")
+        }
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line, to disk at once; into a bucket about every minute."""

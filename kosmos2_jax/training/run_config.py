@@ -21,6 +21,7 @@ class EvaluationConfig:
     Attributes:
       tasks: seqio tasks with metrics.
       every: updates between evaluations on `quick_examples`; 0 for only at the end.
+      at_start: whether `examples` are measured before the first update too, to compare with.
       quick_examples: examples a task while training.
       examples: examples a task at the end; 0 for all.
       batch_size: rows at a time.
@@ -29,6 +30,8 @@ class EvaluationConfig:
         best is kept beside the latest, and its model exported as `best` at the end. Empty for
         none.
       best_mode: "max" or "min", which values of it are good.
+      patience: so many evaluations in a row that are not better than the best one end the run; 0
+        for none.
       loss_mixture: mixture or task whose targets are predicted one by one, for "loss", "accuracy"
         and their kinds; empty for none.
       loss_split: which split of it; tasks without it are left out.
@@ -37,12 +40,14 @@ class EvaluationConfig:
 
     tasks: tuple[str, ...] = ()
     every: int = 0
+    at_start: bool = False
     quick_examples: int = 256
     examples: int = 0
     batch_size: int = 64
     max_new_tokens: int = 16
     best_metric: str = ""
     best_mode: str = "max"
+    patience: int = 0
     loss_mixture: str = ""
     loss_split: str = "validation"
     loss_rows: int = 256
@@ -54,6 +59,11 @@ class EvaluationConfig:
             raise ConfigError(
                 f"evaluation.best_metric {self.best_metric!r} needs evaluation.tasks or "
                 "evaluation.loss_mixture, and evaluation.every above 0"
+            )
+        if self.patience < 0 or (self.patience and not self.best_metric):
+            raise ConfigError(
+                f"evaluation.patience {self.patience} must be 0, or above it with "
+                "evaluation.best_metric to wait for"
             )
         if self.loss_rows < 1:
             raise ConfigError(f"evaluation.loss_rows must be at least 1, not {self.loss_rows}")
@@ -95,6 +105,9 @@ class InitFromConfig:
     Attributes:
       path: a Hugging Face folder, a fairseq `.pt` file, a folder of ours, or CLIP's vision tower
         (a Hugging Face folder, `.safetensors`, or a torch file); empty for initial values.
+      architecture: whether the run's model is the checkpoint's: its sizes, its positions, its
+        tokenizer where the data name none, and how it decodes. What says how the model is computed
+        (dtype, attention, remat, scan_layers, dropout, vocab_multiple) stays the run's.
       assignments: (pattern, replacement) pairs of regular expressions over our paths of
         parameters, as `vision/position_embedding`: the first whose pattern matches a whole path
         says where in the checkpoint its value is found; an empty replacement leaves it at its
@@ -104,10 +117,13 @@ class InitFromConfig:
     """
 
     path: str = ""
+    architecture: bool = False
     assignments: tuple[tuple[str, str], ...] = ()
     allow_missing: str = ""
 
     def __post_init__(self) -> None:
+        if self.architecture and not self.path:
+            raise ConfigError("init_from.architecture needs a checkpoint: set init_from.path")
         for pattern in (self.allow_missing, *(pair[0] for pair in self.assignments)):
             try:
                 re.compile(pattern)
@@ -115,6 +131,24 @@ class InitFromConfig:
                 raise ConfigError(
                     f"init_from: {pattern!r} is no regular expression ({error})"
                 ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What a run leaves for others; see `kosmos2_jax.training.take_along`.
+
+    Attributes:
+      folder: below the work folder, for a Hugging Face folder with a model card, of the best model
+        where there is one; adapters go beside it, as `FOLDER_adapter`. Empty for none.
+      name: of the model, on its card; empty for that of the work folder.
+      base_model: name on the Hugging Face Hub of what the run began with; empty where it has none.
+      license: of the new model, by its identifier on the Hub, as "mit"; empty for not said.
+    """
+
+    folder: str = ""
+    name: str = ""
+    base_model: str = ""
+    license: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +164,7 @@ class RunConfig:
         that are not named.
       seed: of initial values, dropout and the order of the data.
       init_from: a checkpoint to begin with.
+      export: what is left for others.
       warm_start: a first training of the vision tower, where there is no checkpoint.
       lora: adapters of linear layers, which are then all that is trained.
       ema_decay: after each update, the average of the trained parameters becomes `ema_decay` times
@@ -157,6 +192,7 @@ class RunConfig:
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
     seed: int = 0
     init_from: InitFromConfig = InitFromConfig()
+    export: ExportConfig = ExportConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
     lora: LoraConfig = LoraConfig()
     ema_decay: float = 0.0

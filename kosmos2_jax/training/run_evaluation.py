@@ -29,6 +29,7 @@ class Evaluation:
       checkpoints: which are told how good each was.
       sheets: folder that gets a folder of pictures for each evaluation, by its update.
       losses: measures by loss, if the run asks for it.
+      found: figures by update, of this start of the run.
     """
 
     run: RunConfig
@@ -37,19 +38,35 @@ class Evaluation:
     checkpoints: RunCheckpoints
     sheets: epath.Path
     losses: LossEvaluation | None = None
+    found: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.finds_best:
             for step, figure in self.log.former(f"eval/{self.run.evaluation.best_metric}").items():
-                self.checkpoints.note(step, figure)
+                self._note(step, figure)
 
     @property
     def finds_best(self) -> bool:
         """Whether the best checkpoint is kept."""
         return bool(self.run.evaluation.best_metric)
 
-    def __call__(self, step: int, state: TrainState, limit: int) -> dict[str, TaskResult]:
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the run has waited long enough for something better than its best."""
+        patience = self.run.evaluation.patience
+        return bool(patience) and self.checkpoints.stale() >= patience
+
+    def figures(self, step: int) -> dict[str, float]:
+        """What was measured after `step`, now or by an earlier start of the run."""
+        return self.found.get(step) or self.log.evaluation(step)
+
+    def __call__(
+        self, step: int, state: TrainState, limit: int, *, is_best: bool = False
+    ) -> dict[str, TaskResult]:
         """Measures the model after `step` on at most `limit` examples a task, 0 for all.
+
+        With `is_best` it is measured once more, when it has been found to be the best: these
+        figures are logged as "best/NAME" and not compared with others.
 
         Raises:
           ConfigError: `best_metric` is not among the figures.
@@ -61,15 +78,21 @@ class Evaluation:
         figures = self.losses(params) if self.losses else {}
         results = self.tasks(params, limit)
         figures |= {name: value for r in results.values() for name, value in r.metrics.items()}
-        self.log.write(step, {f"eval/{name}": value for name, value in figures.items()})
+        self.found[step] = figures
+        kind = "best" if is_best else "eval"
+        self.log.write(step, {f"{kind}/{name}": value for name, value in figures.items()})
         if results:
             write_sheets(results, self.sheets / f"{step:07d}")
         say(f"update {step}: " + ", ".join(f"{n} {v:.3f}" for n, v in figures.items()))
-        if self.finds_best:
+        if self.finds_best and not is_best:
             if run.evaluation.best_metric not in figures:
                 raise ConfigError(
                     f"evaluation.best_metric {run.evaluation.best_metric!r} is not among what "
                     f"is measured: {', '.join(sorted(figures))}"
                 )
-            self.checkpoints.note(step, figures[run.evaluation.best_metric])
+            self._note(step, figures[run.evaluation.best_metric])
         return results
+
+    def _note(self, step: int, figure: float) -> None:
+        if step:  # what the run began with has no checkpoint
+            self.checkpoints.note(step, figure)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
+import seqio
 from etils import epath
 from jax.sharding import NamedSharding
 from tqdm import tqdm
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS
 from kosmos2_jax.data.choices import CANDIDATES, CONSTRAINED, RATIONALE, read_rows
 from kosmos2_jax.data.pictures import BROKEN
+from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.evaluation.predictions import Prediction, answers_of
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model, prompts_of
@@ -62,8 +64,16 @@ class TaskEvaluation:
           split: which split to read.
 
         Raises:
-          ConfigError: see `kosmos2_jax.training.processes.data_shard`.
+          ConfigError: there is no such task; see also
+            `kosmos2_jax.training.processes.data_shard`.
         """
+        for name in config.tasks:
+            if name not in seqio.TaskRegistry.names():
+                known = [task for task in seqio.TaskRegistry.names() if _measures(task)]
+                raise ConfigError(
+                    f"evaluation.tasks names {name!r}, which these data do not have; "
+                    + (f"they have {', '.join(sorted(known))}" if known else "they have none")
+                )
         self._model, self._vocabulary, self._config = model, vocabulary, config
         self._lengths, self._rows, self._split = dict(lengths), rows, split
         devices = rows.mesh.size // rows.shard_shape((rows.mesh.size,))[0]
@@ -217,6 +227,10 @@ class TaskEvaluation:
         return TaskScoring(
             name, self._vocabulary, self._lengths, self._image_size, self._split, limit
         )
+
+
+def _measures(task: str) -> bool:
+    return bool(seqio.TaskRegistry.get(task).metric_fns)
 
 
 def _until_end(tokens: np.ndarray) -> list[int]:

@@ -46,7 +46,7 @@ def test_pictures_have_the_asked_shape(size: int) -> None:
     assert scene.pixels.dtype == np.uint8
 
 
-@pytest.mark.parametrize("shape", sprites.SHAPES)
+@pytest.mark.parametrize("shape", (*sprites.SHAPES, *sprites.NEW_SHAPES))
 def test_masks_touch_all_four_sides(shape: str) -> None:
     for side in range(7, 95):
         mask = sprites.shape_mask(shape, side)
