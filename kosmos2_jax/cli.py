@@ -1,5 +1,5 @@
-"""The command line: `kosmos2 describe|ground|refer|ask IMAGE ...`, `kosmos2 convert`, and
-those of `kosmos2_jax.commands`.
+"""The command line: `kosmos2 describe|ground|refer|ask IMAGE ...`, and the commands of
+`kosmos2_jax.commands`.
 
 Nothing heavy is imported before a command runs, so that `kosmos2 --help` answers at once. What
 the user can mend is told in one line on stderr, with exit status 1; usage errors have status 2.
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 from kosmos2_jax.commands import batch as batch_command
 from kosmos2_jax.commands import chat as chat_command
 from kosmos2_jax.commands import compile as compile_command
+from kosmos2_jax.commands import convert as convert_command
 from kosmos2_jax.commands import demo as demo_command
+from kosmos2_jax.commands import grit as grit_command
 from kosmos2_jax.commands import inspect as inspect_command
 from kosmos2_jax.commands import serve as serve_command
 from kosmos2_jax.commands.terminal import (
@@ -64,18 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     prepare_environment()
     words = _join_negative_box(list(sys.argv[1:] if argv is None else argv))
-    if words[:1] == ["grit"]:
-        from kosmos2_jax.build_grit import main as grit
-
-        return grit(words[1:])
-    parser, commands = _make_parser()
-    _check_words(words, parser, commands)
+    name = next((word for word in words if not word.startswith("-")), None)
+    parser, commands = _make_parser(name)
+    _check_words(words, name, parser, commands)
     settings = [word for word in words if word.startswith(_SETTING)]
-    args = parser.parse_args([word for word in words if word not in settings])
-    args.settings = settings
+    args, others = parser.parse_known_args([word for word in words if word not in settings])
+    chosen = commands[args.command]
+    if others and not chosen.passes_on:
+        chosen.error(f"unrecognized arguments: {' '.join(others)}")
+    args.settings, args.others = settings, others
     _quieten(args.debug)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         return 130
     except (Kosmos2Error, ModuleNotFoundError, OSError) as error:
@@ -83,7 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{PROG}: error: {_one_line(error)}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _describe(args: argparse.Namespace) -> None:
@@ -111,24 +112,6 @@ def _ask(args: argparse.Namespace) -> None:
     prompts.question_text(args.question)
     image = _open_image(args)
     _answer(args, image, lambda predictor: predictor.ask(image, args.question, args.grounded))
-
-
-def _convert(args: argparse.Namespace) -> None:
-    from kosmos2_jax.interop.convert import convert
-
-    options = {
-        "tokenizer": args.tokenizer,
-        "adapter": args.adapter,
-        "overwrite": args.overwrite,
-    }
-    with status(f"converting {args.source}"):
-        done = convert(args.source, args.destination, args.to, **options)
-    print(
-        f"{args.destination}: {done.destination_format} from {done.source_format}, "
-        f"{done.num_parameters:,} parameters"
-    )
-    if not done.has_tokenizer:
-        note("the source has no tokenizer, so the copy has none either")
 
 
 def _answer(
@@ -210,8 +193,8 @@ def _box_of(numbers: Sequence[float], image: Image.Image) -> Box:
     return check_box([number / side for number, side in zip(numbers, sides, strict=True)])
 
 
-def _make_parser() -> tuple[Parser, dict[str, Parser]]:
-    """The parser and those of its commands by name."""
+def _make_parser(chosen: str | None) -> tuple[Parser, dict[str, Parser]]:
+    """The parser and those of its commands by name; only the chosen one has its arguments."""
     parser = Parser(
         prog=PROG,
         description="Kosmos-2: describes pictures, finds things in them, answers questions.",
@@ -222,42 +205,12 @@ def _make_parser() -> tuple[Parser, dict[str, Parser]]:
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Parser:
+    for name, (add_arguments, run, text) in _COMMANDS.items():
         sub = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        sub.set_defaults(run=run)
-        _add_debug(sub, default=argparse.SUPPRESS)
-        return sub
-
-    describe = command("describe", _describe, "write a caption with the places of things")
-    _add_image(describe)
-    describe.add_argument("--detailed", action="store_true", help="several sentences")
-    ground = command("ground", _ground, "find where something is")
-    _add_image(ground)
-    ground.add_argument("phrase", metavar="PHRASE", help="what to look for: 'the dog on the left'")
-    refer = command("refer", _refer, "say what is in a box")
-    _add_image(refer)
-    refer.add_argument("--box", type=_numbers, required=True, metavar="BOX", help=_BOX_HELP)
-    ask = command("ask", _ask, "answer a question")
-    _add_image(ask)
-    ask.add_argument("question", metavar="QUESTION", help="'What is the dog doing?'")
-    ask.add_argument("--grounded", action="store_true", help="answer with the places of things")
-    for sub in (describe, ground, refer, ask):
-        _add_model(sub)
-    chat_command.add_arguments(command("chat", chat_command.run, "talk about pictures"))
-    batch_command.add_arguments(
-        command("batch", batch_command.run, "ask the same about many pictures, into JSON lines")
-    )
-    _add_convert(command("convert", _convert, "turn a checkpoint into another format"))
-    inspect_command.add_arguments(
-        command("inspect", inspect_command.run, "show as a web page what training will see")
-    )
-    compile_command.add_arguments(
-        command("compile", compile_command.run, "compile training for TPUs that are not here")
-    )
-    serve_command.add_arguments(command("serve", serve_command.run, "answer requests over HTTP"))
-    demo_command.add_arguments(command("demo", demo_command.run, "try the model in the browser"))
-    subparsers.add_parser("grit", help="ground captions of your own pictures, as GRIT is made")
+        if name == chosen:
+            sub.set_defaults(run=run)
+            _add_debug(sub, default=argparse.SUPPRESS)
+            add_arguments(sub)
     return parser, dict(subparsers.choices)
 
 
@@ -265,6 +218,31 @@ def _add_debug(parser: argparse.ArgumentParser, default: object) -> None:
     parser.add_argument(
         "--debug", action="store_true", default=default, help="show where an error arose"
     )
+
+
+def _add_describe(parser: Parser) -> None:
+    _add_image(parser)
+    parser.add_argument("--detailed", action="store_true", help="several sentences")
+    _add_model(parser)
+
+
+def _add_ground(parser: Parser) -> None:
+    _add_image(parser)
+    parser.add_argument("phrase", metavar="PHRASE", help="what to look for: 'the dog on the left'")
+    _add_model(parser)
+
+
+def _add_refer(parser: Parser) -> None:
+    _add_image(parser)
+    parser.add_argument("--box", type=_numbers, required=True, metavar="BOX", help=_BOX_HELP)
+    _add_model(parser)
+
+
+def _add_ask(parser: Parser) -> None:
+    _add_image(parser)
+    parser.add_argument("question", metavar="QUESTION", help="'What is the dog doing?'")
+    parser.add_argument("--grounded", action="store_true", help="answer with the places of things")
+    _add_model(parser)
 
 
 def _add_image(parser: argparse.ArgumentParser) -> None:
@@ -281,20 +259,42 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print text and boxes as JSON")
 
 
-def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help="folder or .pt file, of any format")
-    parser.add_argument("destination", metavar="DST", help="folder to create; or a .pt file")
-    parser.add_argument(
-        "--to", required=True, choices=("hf", "fairseq", "orbax"),
-        help="hf: for transformers; fairseq: kosmos-2.pt of the official code; orbax: ours",
-    )  # fmt: skip
-    parser.add_argument("--tokenizer", metavar="DIR", help="its files, if SRC lacks them")
-    parser.add_argument(
-        "--adapter", metavar="DIR", help="LoRA adapter in peft's files, to be merged into the model"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a checkpoint that is at DST"
-    )
+# Of each command what adds its arguments, what runs it, giving an exit status or nothing, and what
+# it is.
+_COMMANDS: dict[str, tuple[Callable[[Parser], None], Callable[..., int | None], str]] = {
+    "describe": (_add_describe, _describe, "write a caption with the places of things"),
+    "ground": (_add_ground, _ground, "find where something is"),
+    "refer": (_add_refer, _refer, "say what is in a box"),
+    "ask": (_add_ask, _ask, "answer a question"),
+    "chat": (chat_command.add_arguments, chat_command.run, "talk about pictures"),
+    "batch": (
+        batch_command.add_arguments,
+        batch_command.run,
+        "ask the same about many pictures, into JSON lines",
+    ),
+    "convert": (
+        convert_command.add_arguments,
+        convert_command.run,
+        "turn a checkpoint into another format",
+    ),
+    "inspect": (
+        inspect_command.add_arguments,
+        inspect_command.run,
+        "show as a web page what training will see",
+    ),
+    "compile": (
+        compile_command.add_arguments,
+        compile_command.run,
+        "compile training for TPUs that are not here",
+    ),
+    "serve": (serve_command.add_arguments, serve_command.run, "answer requests over HTTP"),
+    "demo": (demo_command.add_arguments, demo_command.run, "try the model in the browser"),
+    "grit": (
+        grit_command.add_arguments,
+        grit_command.run,
+        "ground captions of your own pictures, as GRIT is made",
+    ),
+}
 
 
 def _numbers(text: str) -> list[float]:
@@ -318,9 +318,10 @@ def _join_negative_box(words: list[str]) -> list[str]:
     return joined
 
 
-def _check_words(words: Sequence[str], parser: Parser, commands: dict[str, Parser]) -> None:
+def _check_words(
+    words: Sequence[str], name: str | None, parser: Parser, commands: dict[str, Parser]
+) -> None:
     """Names a misspelt command or option together with the nearest one that exists."""
-    name = next((word for word in words if not word.startswith("-")), None)
     if name is not None and name not in commands:
         parser.error(f"unknown command {name!r}{_nearest(name, commands)}")
     chosen = commands.get(name, parser)
@@ -330,7 +331,7 @@ def _check_words(words: Sequence[str], parser: Parser, commands: dict[str, Parse
         if option.startswith(_SETTING) and "--config" in known:
             if not equals:
                 chosen.error(f"{option} lacks a value: settings are --config.NAME=VALUE")
-        elif option.startswith("--") and option not in known:
+        elif option.startswith("--") and option not in known and not chosen.passes_on:
             chosen.error(f"unknown option {option}{_nearest(option, known)}")
 
 

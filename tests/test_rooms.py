@@ -29,7 +29,6 @@ INWARDS_TO_OUTWARDS = (
     "train",
     "inspect_data",
     "compile_step",
-    "build_grit",
     "commands",
     "cli",
 )

@@ -21,10 +21,14 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")  # hosts that only this machine rea
 
 
 class Parser(argparse.ArgumentParser):
-    """Usage errors in one line; knows its `options`; no guessing at shortened ones."""
+    """Usage errors in one line; knows its `options`; no guessing at shortened ones.
+
+    Where `passes_on` is set, options that are not its own are somebody else's.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         self.options: list[str] = []
+        self.passes_on = False
         super().__init__(allow_abbrev=False, **kwargs)
 
     def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:

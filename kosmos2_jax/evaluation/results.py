@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
@@ -12,22 +13,24 @@ from kosmos2_jax.evaluation.means import Interval
 from kosmos2_jax.evaluation.paper_values import PaperValue
 
 _SHOWN_IDS = 5
+# What tells one example's reason from another's: quoted names, boxes, numbers.
+_DETAIL = re.compile(r"'[^']*'|\([^)]*\)|\[[^]]*\]|\d+")
 
 # What figures mean, by the beginning of their names.
 MEANINGS = {
     "accuracy": "share of examples that are right",
     "accuracy_sum": "the same, candidates compared by the sum of their tokens' log-probabilities",
     "accuracy_any_name": "share of answers that are any of the class's names",
-    "r1": "R@1: share of phrases whose first box overlaps a true box by half (IoU 0.5)",
-    "r5": "R@5: share of phrases of whose first five boxes one does",
-    "r10": "R@10: share of phrases of whose first ten boxes one does",
+    "r1": "share of phrases whose first box overlaps a true box by half (IoU 0.5)",
+    "r5": "share of phrases of whose first five boxes one does",
+    "r10": "share of phrases of whose first ten boxes one does",
     "upper_bound": "share of phrases of whose boxes any does",
     "merged_": "the same with the one box around all true boxes of a phrase as the true one",
-    "cider": "CIDEr-D: how much a caption shares with people's, rare words counting more",
-    "bleu": "BLEU: share of a caption's sequences of words that people used, too",
-    "rouge_l": "ROUGE-L: the longest sequence of words in common with people's captions",
-    "meteor": "METEOR: words in common with people's captions, stems and synonyms included",
-    "roc_auc": "ROC-AUC: how often a true example is ranked above a false one",
+    "cider": "how much a caption shares with people's, rare words counting more",
+    "bleu": "share of a caption's sequences of words that people used, too",
+    "rouge_l": "the longest sequence of words in common with people's captions",
+    "meteor": "words in common with people's captions, stems and synonyms included",
+    "roc_auc": "how often a true example is ranked above a false one",
     "exact_match": "share of answers that are a true one word by word",
     "f1": "F1 of the words of the answer and of the true one",
 }
@@ -163,13 +166,18 @@ def between(interval: Interval | None) -> str:
 
 
 def reasons(problems: Mapping[str, str]) -> list[str]:
-    """Returns a line for each reason: how many examples, and the first of their ids."""
-    by_reason: dict[str, list[str]] = collections.defaultdict(list)
+    """Returns a line for each reason: how many examples, and the first of their ids.
+
+    Reasons that differ in names and numbers alone are one.
+    """
+    by_kind: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for identity, reason in problems.items():
-        by_reason[reason].append(identity)
+        by_kind[_DETAIL.sub("...", reason)][identity] = reason
     lines = []
-    for reason, ids in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+    for kind, found in sorted(by_kind.items(), key=lambda item: -len(item[1])):
+        ids, said = list(found), set(found.values())
         more = ", ..." if len(ids) > _SHOWN_IDS else ""
+        reason = said.pop() if len(said) == 1 else kind
         lines.append(f"{len(ids):,}: {reason} ({', '.join(ids[:_SHOWN_IDS])}{more})")
     return lines
 

@@ -23,6 +23,9 @@ from kosmos2_jax.config import AUTO, CUDNN, SPLASH, TRITON, XLA
 from kosmos2_jax.models import attention_kernels
 from kosmos2_jax.models.attention_kernels import BLOCK
 
+# Bytes of scores from which a CPU attends to each row by itself: scores of one stay in its caches.
+# Eight pictures of 257 tokens take half the time.
+_BY_ROW = 2**24
 # TPUs before v4 do not compile splash attention.
 _NO_SPLASH = ("TPU v2", "TPU v3")
 
@@ -119,6 +122,15 @@ def _attend_xla(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Float[Array, "B Q H D"]:
+    rows, queries, heads = query.shape[:3]
+    large = 4 * rows * heads * queries * key.shape[1] > _BY_ROW
+    if rows > 1 and large and not dropout_rate and attention_kernels.hardware()[0] == "cpu":
+
+        def attend_row(row: tuple[Array, Array, Array, Array | None]) -> Array:
+            alone = jax.tree.map(lambda x: x[None], row)
+            return _attend_xla(*alone, causal, dropout_rate, dropout_key)[0]
+
+        return jax.lax.map(attend_row, (query, key, value, segment_ids))
     mask = None
     if segment_ids is not None:
         mask = segment_ids[:, :, None] == segment_ids[:, None, :]

@@ -1,4 +1,4 @@
-"""WebSRC, VizWiz, COCO's captions and RefCOCOg's expressions, from files to figures by hand."""
+"""WebSRC, VizWiz, COCO's captions, RefCOCO+ and RefCOCOg, from files to figures by hand."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from kosmos2_jax.config import preset
 from kosmos2_jax.data.data_config import DataConfig
+from kosmos2_jax.grounding import markup
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.tasks import benchmarks
 
@@ -95,11 +96,33 @@ def refcocog_generation() -> dict[str, Any]:
     }
 
 
+def comprehension(folder: str, name: str) -> dict[str, Any]:
+    """MDETR's JSON: an image for each annotation; the object is the left half."""
+    file = "COCO_train2014_000000000001.jpg"
+    images = [
+        {"id": n, "file_name": file, "width": 8, "height": 4, "caption": f"left cup {n}",
+         "original_id": 1, "dataset_name": name}
+        for n in range(11)
+    ]  # fmt: skip
+    boxes = [{"id": n, "image_id": n, "bbox": [0, 0, 4, 4], "iscrowd": 0} for n in range(10)]
+    # One without an area, and one that is no annotation at all.
+    boxes += [{"id": 10, "image_id": 10, "bbox": [4, 0, 0, 4]}, 7]
+    return {
+        f"{folder}/mdetr_annotations/finetune_{name}_val.json": {
+            "images": images,
+            "annotations": boxes,
+        },
+        f"{folder}/train2014/{file}": png(),
+    }
+
+
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> Kosmos2Vocabulary:
     """The real one; all tasks over the files are registered with it."""
     folder = tmp_path_factory.mktemp("downloads")
-    write_files(folder, websrc() | vizwiz() | coco_captions() | refcocog_generation())
+    files = websrc() | vizwiz() | coco_captions() | refcocog_generation()
+    files |= comprehension("refcoco_plus", "refcoco+") | comprehension("refcocog", "refcocog")
+    write_files(folder, files)
     tokenizer = str(assets / "tokenizer" / "sentencepiece.bpe.model")
     model = preset("tiny").replace(grid_size=32, decoder={"max_length": 256})
     return benchmarks.prepare(folder, DataConfig(tokenizer=tokenizer), model, 0)[1]
@@ -159,3 +182,18 @@ def test_captions_and_expressions(vocabulary, monkeypatch):
     said = [f"cup{n} on table" for n in range(5)] + ["dog"] * 5
     found = figures("refcocog_generation_val", said)
     assert found["rouge_l"] == pytest.approx(5 / 12) and found["lost"] == 2.0
+
+
+@pytest.mark.parametrize("name", ["refcoco_plus_val", "refcocog_val"])
+def test_comprehension(name, vocabulary):
+    assert prompt(examples(name)[3], vocabulary) == "<grounding><phrase> left cup 3</phrase>"
+
+    def box(x2: float, y2: float) -> str:
+        return markup.render_object([(0.0, 0.0, x2, y2)], 32)
+
+    half = box(0.5, 1.0)
+    # By the centres of cells: the half 0.91; three quarters 0.62; all 0.48; others less.
+    said = [half, half, half, box(0.75, 1.0), box(1.0, 1.0), box(0.5, 0.4)]
+    # Nothing; a box of another phrase; words; the first box counts, and it is wrong.
+    said += ["", f"<phrase> a cup</phrase>{half}", "left", box(1.0, 0.3) + half]
+    assert figures(name, said) == {"accuracy": pytest.approx(4 / 12), "lost": 2.0}

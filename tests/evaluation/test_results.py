@@ -14,6 +14,7 @@ from kosmos2_jax.evaluation.results import (
     ShownExample,
     TaskReport,
     markdown,
+    reasons,
 )
 from kosmos2_jax.evaluation.results_page import page_html
 
@@ -65,7 +66,7 @@ def test_the_page_is_whole_and_data_cannot_write_in_it():
         "[78.0, 82.0]",
         '<td class="n same">+1.3</td>',  # the paper's 78.7 is within
         '<td class="n below">-5.1</td>',  # its 80.1 is above
-        "R@5: share of phrases",
+        "share of phrases of whose first five boxes one does",
         "R@1 by group",
         "people",
         "1 examples could not be asked",
@@ -93,6 +94,14 @@ def test_markdown_has_the_same_figures():
     assert "phrase grounding; 1,200 examples asked." in text
     assert "- 1: box has no area (7)" in text
     assert "| refcoco_val | lacks \\| files |" in text
+
+
+def test_reasons_that_differ_in_names_alone_are_one():
+    missing = {str(n): f"picture '{n}.jpg' is missing" for n in range(7)}
+    assert reasons(missing | {"x": "box (0, 0, -8, 8) has no area"}) == [
+        "7: picture ... is missing (0, 1, 2, 3, 4, ...)",
+        "1: box (0, 0, -8, 8) has no area (x)",
+    ]
 
 
 def test_published_values_say_where_they_come_from():

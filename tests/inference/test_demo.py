@@ -196,6 +196,7 @@ def test_the_likeliest_boxes_of_a_phrase(page: Page, predictor: Predictor, stric
     press(page, "Find", "Find")
     expect(texts(page)).to_have_text(["the star"])
     page.get_by_role("spinbutton", name="Boxes").fill("3")
+    expect(page.get_by_role("slider", name="Boxes")).to_have_value("3")  # the page took it in
     press(page, "Find", "Find")
     told = predictor.top_boxes(png(), "the star", 3)
     rows = page.locator(".k2-table tbody tr")

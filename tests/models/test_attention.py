@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 
 from kosmos2_jax.config import preset
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.models import attention
 from kosmos2_jax.models.attention import attend, choose
 
 # Largest difference over largest value; kernels sum in another order, and take exp2.
@@ -90,6 +91,23 @@ def test_values_and_gradients_equal_plain_float32(implementation, kind, rng):
     exact = literal(*(np.asarray(x, np.float64) for x in arrays[:3]), ids, causal)
     assert relative_difference(found[0], exact) < TOLERANCE
     expected = value_and_gradients("xla", causal, *arrays, ids)
+    for ours, plain in zip(found, expected, strict=True):
+        assert relative_difference(ours, plain) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["packed", "full"])
+def test_large_rows_are_attended_to_one_by_one(kind, rng, monkeypatch):
+    monkeypatch.setattr(attention, "_BY_ROW", 0)
+    arrays = inputs(rng, rows=3, length=40)
+    ids = packed_rows(rng, 3, 40) if kind == "packed" else None
+    run = jax.jit(functools.partial(attend, causal=kind == "packed", implementation="xla"))
+    assert " while(" in run.lower(*arrays[:3], segment_ids=ids).compile().as_text()
+    exact = literal(*(np.asarray(x, np.float64) for x in arrays[:3]), ids, kind == "packed")
+    assert relative_difference(run(*arrays[:3], segment_ids=ids), exact) < TOLERANCE
+    found = value_and_gradients("xla", kind == "packed", *arrays, ids)
+    monkeypatch.undo()
+    value_and_gradients.clear_cache()
+    expected = value_and_gradients("xla", kind == "packed", *arrays, ids)
     for ours, plain in zip(found, expected, strict=True):
         assert relative_difference(ours, plain) < TOLERANCE
 

@@ -27,6 +27,7 @@ from kosmos2_jax.interop.convert import load
 from kosmos2_jax.interop.orbax_io import save_folder
 from kosmos2_jax.partitioning import batch_sharding, make_mesh
 from kosmos2_jax.training.run_config import EvaluationConfig, EvaluationRun
+from kosmos2_jax.training.saved_predictions import saved_predictions
 from kosmos2_jax.training.task_evaluation import TaskEvaluation
 
 TASKS = ("refcoco_val", "flickr30k_captions_test")
@@ -183,6 +184,16 @@ def test_other_models_and_settings_are_refused(run, straight, tmp_path):
     with pytest.raises(PredictionError, match="of 'refcoco_testA', not of 'refcoco_val'"):
         evaluate(run, straight)
     file.write_text(content)
+
+
+def test_predictions_in_a_bucket_are_gone_on_from(bucket):
+    folder, given = bucket / "predictions", [Prediction("1", "a"), Prediction("2", "b")]
+    for prediction in given:
+        with saved_predictions(folder, "told") as predictions:
+            predictions.add([prediction])
+    assert (folder / "told.jsonl").read_text().splitlines() == [p.to_line("told") for p in given]
+    with saved_predictions(folder, "told") as predictions:
+        assert list(predictions.found.values()) == given
 
 
 def test_saved_predictions_are_scored_without_asking_the_model(run, straight, tmp_path):

@@ -172,7 +172,9 @@ def test_in_a_bucket_a_run_is_killed_resumed_and_evaluated_as_on_a_disk(
     run = EvaluationRun(str(workdir / "best"), data=with_data(data).data, evaluation=evaluation)
     evaluate(run, bucket / "evaluation")
     (task,) = evaluation.tasks
-    assert len((bucket / "evaluation/outputs" / f"{task}.jsonl").read_text().splitlines()) == 8
+    saved = bucket / "evaluation/predictions" / f"{task}.jsonl"
+    assert len(saved.read_text().splitlines()) == 8
+    assert (bucket / "evaluation/report.html").stat().length > 1000
     for sheets in (workdir / "sheets/0000004", bucket / "evaluation/sheets"):
         assert (sheets / f"{task}.png").stat().length > 1000
 

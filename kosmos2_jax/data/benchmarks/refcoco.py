@@ -58,7 +58,8 @@ def read_comprehension(name: str, folder: Path, split: str) -> Reading:
         return _record(identity, (expression,), annotation, image, pictures)
 
     for number, annotation in enumerate(content["annotations"]):
-        identity = str(annotation.get("id", f"annotation {number}"))
+        known = isinstance(annotation, dict) and "id" in annotation
+        identity = str(annotation["id"]) if known else f"annotation {number}"
         collector.add(identity, functools.partial(make, identity, annotation))
     return collector.result(path)
 

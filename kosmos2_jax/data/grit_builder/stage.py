@@ -182,7 +182,7 @@ def detect(detector: Detector, queries: Sequence[Query]) -> list[Detections | Ex
         return []
     try:
         return list(detector.detect(queries))
-    except (DetectorError, RuntimeError) as error:  # torch, JAX and ONNX raise the latter
+    except (DetectorError, RuntimeError) as error:  # torch and JAX raise the latter
         if len(queries) == 1:
             return [error]
         return [answer for query in queries for answer in detect(detector, [query])]

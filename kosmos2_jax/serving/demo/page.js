@@ -114,7 +114,8 @@ window.kosmos2 = window.kosmos2 || (() => {
         if (shared.lit && shared.lit.entry === number) {
           node.classList.add(isLit(number, s, b) ? "k2-lit" : "k2-dim");
         }
-        const text = [span.text, percent(box.score)].filter(Boolean).join(" ");
+        // Of several boxes of a phrase one has its words: labels would hide each other.
+        const text = [b ? "" : span.text, percent(box.score)].filter(Boolean).join(" ");
         if (text) {
           const label = make("div", "k2-label", text);
           label.classList.toggle("k2-inside", box.drawn[1] < 0.07);
@@ -246,10 +247,11 @@ window.kosmos2 = window.kosmos2 || (() => {
       }
       entry.spans.forEach((span, s) => span.boxes.forEach((box, b) =>
         body.append(row(number, span, s, box, b))));
-      const top = make("thead");
+      const top = make("thead"), scroll = make("div", "k2-scroll");
       top.append(head);
       node.append(top, body);
-      return node;
+      scroll.append(node);
+      return scroll;
     }
 
     function card(entry, number) {

@@ -130,6 +130,7 @@ class _Page:
 
     def _tasks(self) -> list[tuple[Sequence[Callable], Callable[..., Any], list[Any]]]:
         """Tabs; returns the events of each task, what answers it, and its own inputs."""
+        has_places = self._desk.predictor.vocabulary.grid_size > 0
         with gr.Tabs(elem_id="tasks"):
             with gr.Tab("Describe"):
                 detail = gr.Radio(["Brief", "Detailed"], value="Brief", show_label=False)
@@ -149,14 +150,14 @@ class _Page:
                     label="Question", placeholder="What is special about this image?",
                     info="[Brackets] around words mean the box: What colour is [it]?",
                 )  # fmt: skip
-                grounded = gr.Checkbox(True, label="with the places of things")
+                grounded = gr.Checkbox(has_places, label="with the places of things")
                 ask = gr.Button("Ask", variant="primary")
             with gr.Tab("Chat"):
                 line = gr.Textbox(
                     label="Say", placeholder="And what is beside [it]?",
                     info="What was said before is remembered.",
                 )  # fmt: skip
-                placed = gr.Checkbox(True, label="with the places of things")
+                placed = gr.Checkbox(has_places, label="with the places of things")
                 with gr.Row():
                     self._afresh = gr.Button("Start afresh")
                     say = gr.Button("Say", variant="primary")
@@ -167,7 +168,7 @@ class _Page:
              [phrase, count]),
             ([refer.click, self._box.submit], desk.refer, []),
             ([ask.click, question.submit], desk.ask, [question, grounded]),
-            ([say.click, line.submit], self._chat, [self._turns, line, placed]),
+            ([say.click, line.submit], desk.chat, [self._turns, line, placed]),
         ]  # fmt: skip
 
     def _settings(self) -> None:
@@ -237,19 +238,22 @@ class _Page:
         }
         return dataclasses.replace(default, **settings | whole)
 
-    def _chat(self, visit: Visit, turns: tuple, line: str, grounded: bool) -> Iterator[Any]:
-        yield from self._desk.chat(visit, turns, line, grounded)
-
-    def _take(self, event: gr.EventData) -> Iterator[tuple]:
+    def _take(self, event: gr.EventData, request: gr.Request) -> Iterator[tuple]:
         try:
             encoded = base64.b64decode(event._data["base64"], validate=True)
         except (KeyError, TypeError, ValueError, binascii.Error):
             raise ImageError("The picture did not come whole: choose it again.") from None
-        yield encoded, picture(open_picture(encoded)), [], ()
+        yield self._show(encoded, request)
 
-    def _take_example(self, event: gr.EventData) -> Iterator[tuple]:
-        encoded = self._examples[int(event._data["number"]) % len(self._examples)]
-        yield encoded, picture(open_picture(encoded)), [], ()
+    def _take_example(self, event: gr.EventData, request: gr.Request) -> Iterator[tuple]:
+        number = int(event._data["number"]) % len(self._examples)
+        yield self._show(self._examples[number], request)
+
+    def _show(self, encoded: bytes, request: gr.Request) -> tuple:
+        """Another picture: what is written about the one before is no longer wanted."""
+        shown = picture(open_picture(encoded))
+        self._desk.leave(request.session_hash)
+        return encoded, shown, [], ()
 
     def _start_afresh(self, request: gr.Request) -> tuple[list, tuple]:
         self._desk.leave(request.session_hash)

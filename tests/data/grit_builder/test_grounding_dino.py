@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -15,17 +14,6 @@ from kosmos2_jax.data.grit_builder.detectors import Query  # noqa: E402
 from kosmos2_jax.data.grit_builder.transformers_detector import TransformersConfig  # noqa: E402
 
 WORDS = "a the red dog cat hat with sofa of . on two".split()
-
-
-def queries() -> list[Query]:
-    rng = np.random.default_rng(0)
-    wide, tall = (
-        Image.fromarray(rng.integers(0, 256, s, np.uint8)) for s in ((40, 64, 3), (64, 48, 3))
-    )
-    return [
-        Query("0", wide, "", ("a red dog", "the cat", "a sofa")),
-        Query("1", tall, "", ("two hats",)),
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +47,12 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_grounding_dino(dino: Path) -> None:
+def test_grounding_dino(dino: Path, queries: list[Query]) -> None:
     detector = TransformersConfig(str(dino)).open()
-    assert [len(found.scores) > 0 for found in detector.detect(queries())] == [True, True]
+    assert [len(found.scores) > 0 for found in detector.detect(queries)] == [True, True]
     processor = transformers.AutoProcessor.from_pretrained(dino)
     model = transformers.GroundingDinoForObjectDetection.from_pretrained(dino)
-    for query in queries():
+    for query in queries:
         text = " ".join(f"{phrase}." for phrase in query.phrases)
         (alone,) = detector.detect([query])
         assert len(alone.scores) and set(alone.phrase_ids) <= set(range(len(query.phrases)))

@@ -7,24 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from kosmos2_jax.data.grit_builder.detectors import DetectorError, Query  # noqa: E402
 from kosmos2_jax.data.grit_builder.transformers_detector import TransformersConfig  # noqa: E402
-
-
-def queries() -> list[Query]:
-    rng = np.random.default_rng(0)
-    wide, tall = (
-        Image.fromarray(rng.integers(0, 256, s, np.uint8)) for s in ((40, 64, 3), (64, 48, 3))
-    )
-    return [
-        Query("0", wide, "", ("a red dog", "the cat", "a sofa")),
-        Query("1", tall, "", ("two hats",)),
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +47,11 @@ def _sorted(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return table[np.lexsort(table.T)]
 
 
-def test_owlv2(owl: Path) -> None:
-    found = TransformersConfig(str(owl)).open().detect(queries())
+def test_owlv2(owl: Path, queries: list[Query]) -> None:
+    found = TransformersConfig(str(owl)).open().detect(queries)
     processor = transformers.AutoProcessor.from_pretrained(owl)
     model = transformers.Owlv2ForObjectDetection.from_pretrained(owl)
-    for query, ours in zip(queries(), found, strict=True):
+    for query, ours in zip(queries, found, strict=True):
         inputs = processor(text=[list(query.phrases)], images=query.image, return_tensors="pt")
         with torch.no_grad():
             outputs = model(**inputs)
