@@ -1,15 +1,19 @@
 """What the pages of docs/ speak of, made small: files in the folder where their commands run.
 
-A page NAME.md has a function `NAME` here, with "_" for "-", which fills that folder and gives the
-arguments that make its commands small: those to add to every command that begins with these words.
+A page NAME.md has a function `NAME` here, with "_" for "-", which fills that folder, with the help
+of pytest's fixtures by name, and gives the arguments that make its commands small: those to add to
+every command that begins with these words.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +22,7 @@ import numpy as np
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
 from kosmos2_jax.data.text_model import train_sentencepiece
 from kosmos2_jax.grounding import Kosmos2Vocabulary
+from kosmos2_jax.interop.convert import convert
 from kosmos2_jax.interop.hugging_face import write_folder
 from kosmos2_jax.models.kosmos2 import initial_params
 from kosmos2_jax.tasks import quickstart
@@ -29,10 +34,15 @@ MODEL = Kosmos2Config(
     decoder=DecoderConfig(0, 32, 1, 2, 32, 160),
     grid_size=8,
 )
+CAPTIONS = {
+    "two_dogs.jpg": "two puppies in a field of flowers",
+    "man_ball.png": "a baseball player with a brown glove catches a ball",
+}
 Small = dict[str, list[str]]
+Fixture = Callable[[str], Any]
 
 
-def finetune(folder: Path) -> Small:
+def finetune(folder: Path, fixture: Fixture) -> Small:
     """A model in transformers' files, and boxes of hearts."""
     write_model(folder / "kosmos-2")
     demo = tool("finetune_demo")
@@ -40,18 +50,7 @@ def finetune(folder: Path) -> Small:
     demo.write_coco(folder / "unseen", 4, 2)
     demo.write_coco(folder / "old_boxes", 40, 3)
     write_csv(boxes, folder / "boxes.csv")
-    model = ["scan_layers=False", "dtype=float32", "remat=none", "decoder.vocab_multiple=1"]
-    small = [f"--config.model.{setting}" for setting in model]
-    small += [
-        "--config.optimizer.total_steps=2",
-        "--config.optimizer.warmup_steps=1",
-        "--config.data.length=120",
-        "--config.data.images=1",
-        "--config.data.pack=False",
-        "--config.data.streams=2",
-        "--config.data.batch_size=8",
-        "--config.data.shuffle_buffer=8",
-    ]
+    small = small_run()
     evaluated = ["--config.evaluation.batch_size=8", "--config.evaluation.max_new_tokens=4"]
     return {
         "kosmos2 inspect": [*small, "--count", "16"],
@@ -59,6 +58,53 @@ def finetune(folder: Path) -> Small:
         "python -m kosmos2_jax.evaluate": evaluated,
         "python tools/prepare_data.py": ["--processes", "1", "--shards", "2"],
     }
+
+
+def build_grit(folder: Path, fixture: Fixture) -> Small:
+    """Real pictures with captions, and a model in transformers' files."""
+    write_model(folder / "kosmos-2")
+    (folder / "photos").mkdir()
+    lines = []
+    for name, caption in CAPTIONS.items():
+        shutil.copyfile(fixture("assets") / "images" / name, folder / "photos" / name)
+        lines.append(f"{caption}\t{name}\n")
+    (folder / "photos/captions.tsv").write_text("".join(lines))
+    built = ["--processes", "1", "--shards", "1", "--direct_running_mode=in_memory"]
+    return {
+        "kosmos2 grit build": built,
+        "kosmos2 inspect": small_run(),
+        "python -m kosmos2_jax.train": small_run(),
+    }
+
+
+def evaluate(folder: Path, fixture: Fixture) -> Small:
+    """A model in fairseq's files, and benchmarks."""
+    write_model(folder / "hugging_face")
+    convert(folder / "hugging_face", folder / "kosmos-2.pt", "fairseq")
+    tool("draw_benchmarks").main(["--out", str(folder / "benchmarks"), "--examples", "24"])
+    return {
+        "python -m kosmos2_jax.evaluate": [
+            "--config.evaluation.batch_size=8",
+            "--config.evaluation.max_new_tokens=4",
+            "--config.evaluation.examples=8",
+            "--config.evaluation.tasks=('flickr30k_grounding_test','vqav2_val2014')",
+        ]
+    }
+
+
+def small_run() -> list[str]:
+    """Settings of a run of two updates."""
+    model = ["scan_layers=False", "dtype=float32", "remat=none", "decoder.vocab_multiple=1"]
+    return [f"--config.model.{setting}" for setting in model] + [
+        "--config.optimizer.total_steps=2",
+        "--config.optimizer.warmup_steps=1",
+        "--config.data.length=120",
+        "--config.data.images=1",
+        "--config.data.pack=False",
+        "--config.data.streams=1",
+        "--config.data.batch_size=8",
+        "--config.data.shuffle_buffer=8",
+    ]
 
 
 def write_model(folder: Path) -> None:
