@@ -42,24 +42,27 @@ class Int8Kernel(NamedTuple):
 Kernel = RowKernel | Int8Kernel
 
 
-def trained_product(x: Float[Array, "M I"], kernel: Float[Array, "I O"]) -> Float[Array, "M O"]:
+def trained_product(
+    x: Float[Array, "M I"], kernel: Float[Array | np.ndarray, "I O"]
+) -> Float[Array, "M O"]:
     """`x @ kernel`, whose gradient on CPU takes the kernel's by faster products."""
     return _cpu_product(x, kernel) if hardware()[0] == "cpu" else x @ kernel
 
 
 # XLA on CPU takes transpose(x) @ gradient, both as they lie, at 60% of the speed of other products.
 # It is faster with the transpose of x in memory, or, if x is the wider of both, turned round. The
-# barriers keep XLA from taking that back. Together 5% of a training step.
+# barriers keep XLA from taking that back. Together 5% of a training step. Constants come here as a
+# type of JAX's own that is no `Array`, hence `Any`.
 @jax.custom_vjp
-def _cpu_product(x: Array, kernel: Array) -> Array:
+def _cpu_product(x: Any, kernel: Any) -> Array:
     return x @ kernel
 
 
-def _cpu_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+def _cpu_forward(x: Any, kernel: Any) -> tuple[Array, tuple[Any, Any]]:
     return x @ kernel, (x, kernel)
 
 
-def _cpu_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _cpu_backward(kept: tuple[Any, Any], gradient: Any) -> tuple[Array, Array]:
     x, kernel = kept
     if kernel.shape[0] > kernel.shape[1]:
         of_kernel = jax.lax.optimization_barrier(gradient.T @ x).T

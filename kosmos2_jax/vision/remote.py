@@ -68,7 +68,8 @@ def fetch(
             connection = _connect(address, parts, port, deadline)
         except OSError:
             continue  # as with a machine that has no version 6
-        watch = threading.Timer(max(deadline - time.monotonic(), 0), _cut, [connection])
+        # The socket itself: the connection lets go of it when the answer has begun.
+        watch = threading.Timer(max(deadline - time.monotonic(), 0), _cut, [connection.sock])
         watch.start()
         try:
             return _read(connection, parts, max_bytes, deadline)
@@ -154,16 +155,18 @@ def _read(
         body += piece
         if len(body) > max_bytes:
             raise _error(f"has more than {max_bytes} bytes")
+        if time.monotonic() >= deadline:
+            raise TimeoutError
     if time.monotonic() >= deadline:
         raise TimeoutError  # it ended because it was cut
     return bytes(body)
 
 
-def _cut(connection: http.client.HTTPConnection) -> None:
-    """Ends what waits for the other side, however slowly that drips."""
+def _cut(connected: socket.socket) -> None:
+    """Ends what waits for the other side, however long that is silent."""
     try:
-        connection.sock.shutdown(socket.SHUT_RDWR)
-    except (AttributeError, OSError):
+        connected.shutdown(socket.SHUT_RDWR)
+    except OSError:
         pass  # it has ended already
 
 

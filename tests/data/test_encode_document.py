@@ -611,7 +611,7 @@ def test_chances_are_even_repeatable_and_independent() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grounded_as": "answer"}, "'caption' or 'instruction', not 'answer'"),
+        ({"grounded_as": "answer"}, "'caption', 'instruction' or 'referring', not 'answer'"),
         ({"comprehension_probability": -0.1}, "within 0..1, not -0.1"),
         ({"max_images": 0}, "at least 1"),
         ({"max_tokens": 1}, "at least 2"),
