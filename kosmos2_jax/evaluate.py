@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before JAX is imported, which takes seconds
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from jax.sharding import Mesh
 from kosmos2_jax.data.benchmark_registry import prepared_tasks
 from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.data.features import feature_lengths
+from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.evaluation import coco_java
 from kosmos2_jax.evaluation.predictions import answers_of, read_predictions
@@ -43,7 +44,7 @@ from kosmos2_jax.models.kosmos2 import initial_params
 from kosmos2_jax.partitioning import batch_sharding, check_mesh, make_mesh, param_shardings
 from kosmos2_jax.training.environment import environment, record_environment
 from kosmos2_jax.training.evaluation_report import REPORT_HTML, task_report, write_report
-from kosmos2_jax.training.processes import first_does, is_first, place, run_program
+from kosmos2_jax.training.processes import first_does, place, run_program
 from kosmos2_jax.training.program import run_story
 from kosmos2_jax.training.progress import say
 from kosmos2_jax.training.run_config import EvaluationRun, RunConfig
@@ -51,7 +52,7 @@ from kosmos2_jax.training.run_data import prepare_data
 from kosmos2_jax.training.run_step import run_model
 from kosmos2_jax.training.sheets import write_sheets
 from kosmos2_jax.training.submissions import write_submissions
-from kosmos2_jax.training.task_evaluation import TaskEvaluation
+from kosmos2_jax.training.task_evaluation import TaskEvaluation, read_together
 from kosmos2_jax.training.task_scoring import TaskResult, TaskScoring
 from kosmos2_jax.training.work_folder import keep_settings, open_work_folder
 
@@ -82,6 +83,7 @@ def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResul
       ConfigError: no checkpoint is named or there are no tasks, or the data are tokenized otherwise
         than the model's, or `workdir` holds the evaluation of another model or in another way.
       CheckpointError: the checkpoint cannot be read.
+      DataError: a task cannot be asked. If no tasks are named, the others are measured before.
       PredictionError: saved predictions are malformed, or of other tasks.
       TrainingError: `workdir` is in a bucket that cannot be written to.
     """
@@ -106,13 +108,15 @@ def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResul
         # Data
         _, vocabulary = prepare_data(settings, workdir)
         _check_tokens(run, checkpoint, vocabulary)
-        names, not_prepared = _tasks(run)
+        names, not_measured = _tasks(run)
 
         # Tasks
         lengths = feature_lengths(run.data.length, run.data.images)
         digest = ""
         if run.predictions:
-            results = {name: _rescore(run, name, vocabulary, lengths, settings) for name in names}
+
+            def measure(name: str) -> TaskResult:
+                return read_together(lambda: _rescore(run, name, vocabulary, lengths, settings))
         else:
             params, digest = _load(checkpoint, mesh)
             told = dataclasses.asdict(run) | {"parameters": digest}
@@ -120,20 +124,33 @@ def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResul
             model, rows = run_model(settings), batch_sharding(mesh)
             config = dataclasses.replace(run.evaluation, tasks=names)
             tasks = TaskEvaluation(model, vocabulary, config, lengths, rows, run.split)
-            results = tasks(params, run.evaluation.examples, workdir / PREDICTIONS)
+            limit, folder = run.evaluation.examples, workdir / PREDICTIONS
+
+            def measure(name: str) -> TaskResult:
+                return tasks.evaluate(params, name, limit, folder)
+
+        results, failed = _measure(names, measure, is_suite=not run.evaluation.tasks)
 
     # Report
     figures = {name: value for r in results.values() for name, value in r.metrics.items()}
-    if is_first():
+
+    def write() -> None:
         write_sheets(results, workdir / "sheets")
         write_submissions(results, workdir / "submissions")
-        about = _about(run, settings, digest)
-        write_report(Results(run.checkpoint, about, _reports(results), not_prepared), workdir)
+        about, rows = _about(run, settings, digest), _reports(results)
+        write_report(Results(run.checkpoint, about, rows, failed | not_measured), workdir)
         (workdir / METRICS_JSON).write_text(json.dumps(figures, indent=2) + "\n")
+
+    first_does(write)
     say(", ".join(f"{name} {value:.3f}" for name, value in figures.items() if "/" not in name))
-    if not_prepared:
-        say(f"not measured, as files are missing: {', '.join(not_prepared)}")
+    if not_measured:
+        say(f"not measured, as files are missing: {', '.join(not_measured)}")
     say(f"report: {workdir / REPORT_HTML}")
+    if failed:
+        raise DataError(
+            f"{len(failed)} of {len(names)} tasks could not be measured ({', '.join(failed)}); "
+            f"mend what {workdir / REPORT_HTML} says of them and run the same command again"
+        )
     return results
 
 
@@ -170,6 +187,22 @@ def _tasks(run: EvaluationRun) -> tuple[tuple[str, ...], dict[str, str]]:
             "tools/prepare_eval.py --help says where they come from"
         )
     return ready, not_prepared
+
+
+def _measure(
+    names: Sequence[str], measure: Callable[[str], TaskResult], *, is_suite: bool
+) -> tuple[dict[str, TaskResult], dict[str, str]]:
+    """Results by task; and why others have none, which a suite survives."""
+    results, failed = {}, {}
+    for name in names:
+        try:
+            results[name] = measure(name)
+        except DataError as error:
+            if not is_suite:
+                raise
+            say(f"{name} is not measured: {error}")
+            failed[name] = str(error)
+    return results, failed
 
 
 def _rescore(

@@ -33,6 +33,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kosmos2_jax.startup import prepare_environment
+
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     import numpy as np
 
@@ -70,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{CAPTIONS} needs the tokenizer: let KOSMOS2_ASSETS name the folder that has the "
             f"folder tokenizer, or leave {CAPTIONS} out with --only"
         )
+    prepare_environment()
     import jax
 
     jax.config.update("jax_platforms", "cpu")

@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from kosmos2_jax.startup import prepare_environment
+
+prepare_environment()
 
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402

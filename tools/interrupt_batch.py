@@ -18,15 +18,19 @@ import tempfile
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
-import sentencepiece
-from PIL import Image
+from kosmos2_jax.startup import prepare_environment
 
-from kosmos2_jax.config import preset
-from kosmos2_jax.grounding import Kosmos2Vocabulary
-from kosmos2_jax.inference.model import Kosmos2Model
-from kosmos2_jax.interop import orbax_io
+prepare_environment()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import sentencepiece  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from kosmos2_jax.config import preset  # noqa: E402
+from kosmos2_jax.grounding import Kosmos2Vocabulary  # noqa: E402
+from kosmos2_jax.inference.model import Kosmos2Model  # noqa: E402
+from kosmos2_jax.interop import orbax_io  # noqa: E402
 
 _EVERY_BAD = 20  # one picture of so many is cut short
 _PATIENCE = 300.0  # seconds for one more line

@@ -24,17 +24,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx2
-import jax
-import numpy as np
-import psutil
-import sentencepiece
-from PIL import Image
+from kosmos2_jax.startup import prepare_environment
 
-from kosmos2_jax.config import preset
-from kosmos2_jax.grounding import Kosmos2Vocabulary
-from kosmos2_jax.inference.model import Kosmos2Model
-from kosmos2_jax.interop import orbax_io
+prepare_environment()
+
+import httpx2  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import sentencepiece  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from kosmos2_jax.config import preset  # noqa: E402
+from kosmos2_jax.grounding import Kosmos2Vocabulary  # noqa: E402
+from kosmos2_jax.inference.model import Kosmos2Model  # noqa: E402
+from kosmos2_jax.interop import orbax_io  # noqa: E402
 
 _EVERY_HOSTILE = 10  # one request of so many
 _CHAT = "/v1/chat/completions"

@@ -20,21 +20,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import torch
-import transformers
+from kosmos2_jax.startup import prepare_environment
 
-from kosmos2_jax.config import IMAGE_MEAN, IMAGE_STD, Kosmos2Config, preset
-from kosmos2_jax.inference.decoding import generate
-from kosmos2_jax.inference.ngram import HUGGING_FACE as HUGGING_FACE_RULE
-from kosmos2_jax.inference.prompt_batch import Prompt, batch_prompts
-from kosmos2_jax.inference.sampling import SamplingConfig
-from kosmos2_jax.interop.hf_config import config_json
-from kosmos2_jax.interop.layout import nest
-from kosmos2_jax.interop.names import HUGGING_FACE
-from kosmos2_jax.models.kosmos2 import Kosmos2
+prepare_environment()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+from kosmos2_jax.config import IMAGE_MEAN, IMAGE_STD, Kosmos2Config, preset  # noqa: E402
+from kosmos2_jax.inference.decoding import generate  # noqa: E402
+from kosmos2_jax.inference.ngram import HUGGING_FACE as HUGGING_FACE_RULE  # noqa: E402
+from kosmos2_jax.inference.prompt_batch import Prompt, batch_prompts  # noqa: E402
+from kosmos2_jax.inference.sampling import SamplingConfig  # noqa: E402
+from kosmos2_jax.interop.hf_config import config_json  # noqa: E402
+from kosmos2_jax.interop.layout import nest  # noqa: E402
+from kosmos2_jax.interop.names import HUGGING_FACE  # noqa: E402
+from kosmos2_jax.models.kosmos2 import Kosmos2  # noqa: E402
 
 MAX_REL_LOGIT_DIFF = 1e-5
 NGRAM = 3

@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from kosmos2_jax.startup import prepare_environment
+
+prepare_environment()
 
 from kosmos2_jax.data import prepare  # noqa: E402
 from kosmos2_jax.data.documents import Document, from_tf_example  # noqa: E402

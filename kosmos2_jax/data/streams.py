@@ -27,7 +27,7 @@ import tensorflow as tf
 from kosmos2_jax.data.packing import SKIP_REASONS
 from kosmos2_jax.data.packing_converter import NOTE
 from kosmos2_jax.data.skips import DataError, Skips
-from kosmos2_jax.errors import CheckpointError, ConfigError
+from kosmos2_jax.errors import CheckpointError, ConfigError, Kosmos2Error
 
 Row = dict[str, np.ndarray]  # as PackingFeatureConverter(decode=False) makes them
 
@@ -265,13 +265,8 @@ class Stream:
             return list(itertools.islice(self._rows(), count))
         except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:
             # The frames of these errors would keep the reading threads alive.
-            if missing := _TOO_LONG.search(str(error)):
-                raise ConfigError(
-                    f"An example needs {missing[1]} more tokens or pictures than a row has: raise "
-                    "the length of sequences or the number of pictures."
-                ) from error.with_traceback(None)
-            if reason := _GAVE_UP.search(str(error)):
-                raise _ERRORS[reason[1]](reason[2]) from error.with_traceback(None)
+            if found := python_error(error):
+                raise found from error.with_traceback(None)
             raise
 
     def _rows(self) -> Iterator[Row]:
@@ -310,6 +305,18 @@ class Stream:
                     "the sources and settings it was saved with."
                 ) from error.with_traceback(None)
         self._read_before = collections.deque(_rows_from_bytes(archive.read(f"{prefix}rows.npz")))
+
+
+def python_error(error: tf.errors.OpError) -> Kosmos2Error | None:
+    """Returns what a user can mend of what TensorFlow raised; None if that is nothing."""
+    if missing := _TOO_LONG.search(str(error)):
+        return ConfigError(
+            f"An example needs {missing[1]} more tokens or pictures than a row has: raise the "
+            "length of sequences or the number of pictures."
+        )
+    if reason := _GAVE_UP.search(str(error)):
+        return _ERRORS[reason[1]](reason[2])
+    return None
 
 
 def _rows_to_bytes(rows: Sequence[Row]) -> bytes:

@@ -141,13 +141,13 @@ class Results:
       model: where it came from.
       settings: name to value.
       tasks: that were measured.
-      not_prepared: what is missing of other tasks, by name.
+      not_measured: why other tasks were not, by name.
     """
 
     model: str
     settings: Mapping[str, str]
     tasks: Sequence[TaskReport]
-    not_prepared: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    not_measured: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def number(value: float) -> str:
@@ -191,10 +191,10 @@ def markdown(results: Results) -> str:
     ]
     for task in results.tasks:
         blocks += [f"## {task.name}", *_task_blocks(task)]
-    if results.not_prepared:
-        rows = [f"| {name} | {_cell(what)} |" for name, what in results.not_prepared.items()]
-        head = ["| task | what is missing |", "| --- | --- |"]
-        blocks += ["## Not measured, as their data are not there", "\n".join([*head, *rows])]
+    if results.not_measured:
+        rows = [f"| {name} | {_cell(what)} |" for name, what in results.not_measured.items()]
+        head = ["| task | why |", "| --- | --- |"]
+        blocks += ["## Not measured", "\n".join([*head, *rows])]
     lines = [f"- {key}: {text}" for key, text in meanings(results.tasks).items()]
     blocks += ["## What the figures mean", "\n".join(lines)] if lines else []
     settings = [f"| {name} | {_cell(value)} |" for name, value in results.settings.items()]

@@ -56,7 +56,7 @@ def page_html(results: Results) -> str:
         _overview(results.tasks),
         *map(_task, results.tasks),
         _meanings(results.tasks),
-        _not_prepared(results.not_prepared),
+        _not_measured(results.not_measured),
         _settings(results.settings),
     ]
     return (
@@ -215,15 +215,15 @@ def _meanings(tasks: Sequence[TaskReport]) -> str:
     return f"{head}<table><tbody>{rows}</tbody></table></section>" if rows else ""
 
 
-def _not_prepared(missing: Mapping[str, str]) -> str:
-    if not missing:
+def _not_measured(why: Mapping[str, str]) -> str:
+    if not why:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(what)}</td></tr>'
-        for name, what in missing.items()
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(reason)}</td></tr>'
+        for name, reason in why.items()
     )
     return (
-        "<section><h2>Not measured, as their data are not there</h2>"
+        "<section><h2>Not measured, and why</h2>"
         f'<div class="wide"><table><tbody>{rows}</tbody></table></div></section>'
     )
 

@@ -126,6 +126,26 @@ def first_does(work: Callable[[], object]) -> None:
         raise Kosmos2Error(message)
 
 
+def agreed(work: Callable[[], _T], kind: type[Kosmos2Error]) -> _T:
+    """What `work` gives each process, unless it fails for one of them. All of them call it.
+
+    Raises:
+      Kosmos2Error: of that kind, on all processes if on one.
+    """
+    found: list[_T] = []
+    error = None
+    try:
+        found.append(work())
+    except kind as own:
+        error = own
+    messages = [message for message in gather(str(error) if error else None) if message]
+    if error:
+        raise error
+    if messages:
+        raise kind(messages[0])
+    return found[0]
+
+
 def first_then_others(work: Callable[[], _T]) -> _T:
     """Has process 0 do something, and then the others, who find the work done.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from typing import Any, TypeVar
 
 import numpy as np
 import seqio
+import tensorflow as tf
 from etils import epath
 from jax.sharding import NamedSharding
 from tqdm import tqdm
@@ -17,6 +19,8 @@ from tqdm import tqdm
 from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS
 from kosmos2_jax.data.choices import CANDIDATES, CONSTRAINED, RATIONALE, read_rows
 from kosmos2_jax.data.pictures import BROKEN
+from kosmos2_jax.data.skips import DataError
+from kosmos2_jax.data.streams import python_error
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.evaluation.predictions import Prediction, answers_of
 from kosmos2_jax.grounding import Kosmos2Vocabulary
@@ -25,6 +29,7 @@ from kosmos2_jax.inference.prompt_batch import TEXT_SLOT, PromptBatch
 from kosmos2_jax.inference.sampling import FAIRSEQ, SamplingConfig
 from kosmos2_jax.training.candidate_scoring import Asked, CandidateScoring, most_likely
 from kosmos2_jax.training.processes import (
+    agreed,
     data_shard,
     gather,
     global_batch,
@@ -35,6 +40,8 @@ from kosmos2_jax.training.run_config import EvaluationConfig
 from kosmos2_jax.training.saved_predictions import saved_predictions
 from kosmos2_jax.training.task_rows import NO_EXAMPLE, TaskReader, TaskRows
 from kosmos2_jax.training.task_scoring import TaskResult, TaskScoring
+
+_T = TypeVar("_T")
 
 
 class TaskEvaluation:
@@ -110,9 +117,10 @@ class TaskEvaluation:
             save nothing.
 
         Raises:
-          Kosmos2Error: the task cannot be asked or scored, or the saved predictions are not its.
+          DataError: of all processes, if one of them cannot read the task.
+          Kosmos2Error: the task cannot be scored, or the saved predictions are not its.
         """
-        scoring = self._scoring(name, limit) if is_first() else None
+        scoring = read_together(lambda: self._scoring(name, limit) if is_first() else None)
         ids = scoring.ids if scoring else []
         with saved_predictions(folder, name) as saved:
             done = [
@@ -123,11 +131,11 @@ class TaskEvaluation:
                 saved.add(dataclasses.replace(p, id=ids[n]) for n, p in predictions.items() if ids)
                 bar.update(len(predictions))
             bar.close()
-        result = None
-        if scoring:
-            own = set(ids)  # there may be more in the folder than are asked now
-            predictions = [p for p in saved.found.values() if p.id in own]
-            result = scoring.score(answers_of(ids, predictions, name))
+        own = set(ids)  # there may be more in the folder than are asked now
+        predictions = [p for p in saved.found.values() if p.id in own]
+        result = read_together(
+            lambda: scoring.score(answers_of(ids, predictions, name)) if scoring else None
+        )
         figures = gather(result.metrics if result else None)[0]
         return result or TaskResult(figures)
 
@@ -150,7 +158,9 @@ class TaskEvaluation:
         one that was never stopped does.
         """
         sampling = self._sampling(name)
-        for rows in self._read(name, limit, done):
+        batches = self._read(name, limit, done)
+        while True:
+            rows = read_together(lambda: next(batches))
             prompts = prompts_of(rows.features)
             own = [bool((rows.numbers >= 0).any()), prompts.tokens.shape[1], rows.pictures]
             some, places, pictures = (max(values) for values in zip(*gather(own), strict=True))
@@ -227,6 +237,31 @@ class TaskEvaluation:
         return TaskScoring(
             name, self._vocabulary, self._lengths, self._image_size, self._split, limit
         )
+
+
+def read_together(work: Callable[[], _T]) -> _T:
+    """What `work` reads, unless one of the processes cannot. All of them call it.
+
+    Raises:
+      DataError: what is read is not usable, for one process or more.
+    """
+
+    def read() -> _T:
+        with _errors_of_python():
+            return work()
+
+    return agreed(read, DataError)
+
+
+@contextlib.contextmanager
+def _errors_of_python() -> Iterator[None]:
+    """Raises what a user can mend as it was before TensorFlow told of it."""
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:
+        if found := python_error(error):
+            raise found from None
+        raise
 
 
 def _measures(task: str) -> bool:

@@ -17,6 +17,7 @@ from PIL import Image
 from kosmos2_jax.config import preset
 from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.data.features import feature_lengths
+from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.errors import ConfigError, PredictionError
 from kosmos2_jax.evaluate import evaluate
 from kosmos2_jax.evaluation.predictions import Prediction, read_predictions
@@ -243,3 +244,35 @@ def test_the_suite_is_what_is_there_and_answers_go_to_the_server(run, tmp_path):
     empty = dataclasses.replace(run.data, folder=str(tmp_path))
     with pytest.raises(ConfigError, match="nothing to measure"):
         evaluate(dataclasses.replace(run, evaluation=suite, data=empty), tmp_path / "nothing")
+
+
+def test_a_suite_outlives_a_benchmark_that_cannot_be_asked(
+    run, straight, tmp_path, downloads, capsys
+):
+    """A question is too long for a row; captions are scored as ever, and asked no more."""
+    folder = tmp_path / "downloads"
+    shutil.copytree(downloads / "flickr30k_captions", folder / "flickr30k_captions")
+    shutil.copytree(downloads / "vqav2", folder / "vqav2")
+    questions = folder / "vqav2" / "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+    asked = [{"question_id": 7, "image_id": 1, "question": "What is it, " + 99 * "really, " + "?"}]
+    questions.write_text(json.dumps({"questions": asked}))
+    data = dataclasses.replace(run.data, folder=str(folder))
+    secret, captions = "vqav2_test_dev2015", TASKS[1]
+    named = dataclasses.replace(run.evaluation, tasks=(secret, captions))
+    with pytest.raises(DataError, match=f"'7' of {secret} has .* set data.length to"):
+        evaluate(dataclasses.replace(run, data=data, evaluation=named), tmp_path / "named")
+    assert not (tmp_path / "named" / "report.md").exists()
+
+    suite = dataclasses.replace(run, data=data, evaluation=dataclasses.replace(named, tasks=()))
+    work = tmp_path / "suite"
+    (work / "predictions").mkdir(parents=True)
+    shutil.copy(straight / "predictions" / f"{captions}.jsonl", work / "predictions")
+    capsys.readouterr()
+    with pytest.raises(DataError, match=rf"of \d+ tasks could not be measured .*{secret}"):
+        evaluate(suite, work)
+    assert f"{secret} is not measured: Example '7'" in capsys.readouterr().err
+    figures = json.loads((straight / "metrics.json").read_text())
+    found = json.loads((work / "metrics.json").read_text())
+    assert found.items() <= figures.items() and f"{captions}_cider" in found
+    for page in ("report.md", "report.html"):
+        assert "set data.length to" in (work / page).read_text()

@@ -247,6 +247,19 @@ except Kosmos2Error as error:
 else:
     raise AssertionError
 
+# What fails for one of them fails for all; what is another kind of error is its own.
+assert processes.agreed(lambda: number, ConfigError) == number
+for failing in (0, 1):
+    def read():
+        if number == failing:
+            raise ConfigError(f"{number} cannot read")
+    try:
+        processes.agreed(read, ConfigError)
+    except ConfigError as error:
+        assert str(error) == f"{failing} cannot read"
+    else:
+        raise AssertionError
+
 # Where a row lies on devices of both, both read all rows.
 for shape, part in [
     ({"data": 8}, (number, 2, True)),
