@@ -8,8 +8,12 @@ every command that begins with these words.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import re
 import shutil
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,13 +22,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+import uvicorn
+from PIL import Image
 
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
 from kosmos2_jax.data.text_model import train_sentencepiece
 from kosmos2_jax.grounding import Kosmos2Vocabulary
-from kosmos2_jax.interop.convert import convert
+from kosmos2_jax.inference.predictor import Predictor
+from kosmos2_jax.interop import convert as conversion
 from kosmos2_jax.interop.hugging_face import write_folder
+from kosmos2_jax.interop.layout import flatten, nest
+from kosmos2_jax.interop.peft import write_adapter
 from kosmos2_jax.models.kosmos2 import initial_params
+from kosmos2_jax.models.lora import LORA_A, LORA_B, LoraConfig
+from kosmos2_jax.serving.app import make_app
+from kosmos2_jax.serving.settings import ServerSettings
 from kosmos2_jax.tasks import quickstart
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +52,57 @@ CAPTIONS = {
 }
 Small = dict[str, list[str]]
 Fixture = Callable[[str], Any]
+
+
+def ground(folder: Path, fixture: Fixture) -> Small:
+    """A model in transformers' files, two pictures, lines of questions, and somebody to talk."""
+    write_model(folder / "kosmos-2")
+    copy_photos(folder / "photos", fixture)
+    question = {"id": "1", "image": "photos/two_dogs.jpg", "question": "How many dogs are there?"}
+    (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    talk = "What is it?\n/quit\n"
+    fixture("monkeypatch").setattr("sys.stdin", io.StringIO(talk))
+    return {"kosmos2": ["--max-new-tokens", "4"]}
+
+
+def convert(folder: Path, fixture: Fixture) -> Small:
+    """A model in transformers' files, an adapter of it, and pictures."""
+    write_model(folder / "kosmos-2")
+    copy_photos(folder / "photos", fixture)
+    model = conversion.load(folder / "kosmos-2")
+    lora = LoraConfig(rank=2)
+    rng = np.random.default_rng(1)
+    adapter = {}
+    for path, kernel in flatten(model.params).items():
+        layer, _, name = path.rpartition("/")
+        if name == "kernel" and re.fullmatch(lora.targets, layer):
+            inputs, outputs = kernel.shape
+            adapter[f"{layer}/{LORA_A}"] = rng.normal(size=(inputs, lora.rank))
+            adapter[f"{layer}/{LORA_B}"] = rng.normal(size=(lora.rank, outputs))
+    write_adapter(folder / "adapter", nest(adapter), model.config, lora)
+    return {}
+
+
+def serve(folder: Path, fixture: Fixture) -> Small:
+    """Pictures, and a server that the environment names."""
+    write_model(folder / "kosmos-2")
+    copy_photos(folder / "photos", fixture)
+    predictor = Predictor.from_pretrained(folder / "kosmos-2")
+    app = make_app(predictor.engine, predictor.questions, ServerSettings())
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join()
+
+    thread.start()
+    fixture("request").addfinalizer(stop)
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    fixture("monkeypatch").setenv("OPENAI_BASE_URL", address)
+    fixture("monkeypatch").setenv("OPENAI_API_KEY", "none")
+    return {}
 
 
 def finetune(folder: Path, fixture: Fixture) -> Small:
@@ -80,7 +143,7 @@ def build_grit(folder: Path, fixture: Fixture) -> Small:
 def evaluate(folder: Path, fixture: Fixture) -> Small:
     """A model in fairseq's files, and benchmarks."""
     write_model(folder / "hugging_face")
-    convert(folder / "hugging_face", folder / "kosmos-2.pt", "fairseq")
+    conversion.convert(folder / "hugging_face", folder / "kosmos-2.pt", "fairseq")
     tool("draw_benchmarks").main(["--out", str(folder / "benchmarks"), "--examples", "24"])
     return {
         "python -m kosmos2_jax.evaluate": [
@@ -89,6 +152,31 @@ def evaluate(folder: Path, fixture: Fixture) -> Small:
             "--config.evaluation.examples=8",
             "--config.evaluation.tasks=('flickr30k_grounding_test','vqav2_val2014')",
         ]
+    }
+
+
+def add_a_task(folder: Path, fixture: Fixture) -> Small:
+    """A model in transformers' files, pictures of squares to be counted, and the page's module."""
+    write_model(folder / "kosmos-2")
+    (folder / "data").mkdir()
+    for split, count in (("train", 24), ("test", 8)):
+        lines = []
+        for number in range(count):
+            name, squares = f"{split}{number}.png", number % 4
+            picture = Image.new("RGB", (64, 64), "white")
+            for place in range(squares):
+                picture.paste("red", (16 * place, 0, 16 * place + 8, 8))
+            picture.save(folder / "data" / name)
+            lines.append(json.dumps({"image": name, "thing": "squares", "count": squares}) + "\n")
+        (folder / "data" / f"{split}.jsonl").write_text("".join(lines))
+    page = (ROOT / "docs/add_a_task.md").read_text()
+    module = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    (folder / "counting.py").write_text(module)
+    fixture("monkeypatch").syspath_prepend(folder)
+    asked = ["--config.evaluation.batch_size=8", "--config.evaluation.max_new_tokens=4"]
+    return {
+        "python -m kosmos2_jax.train": [*small_run(), *asked],
+        "python -m kosmos2_jax.evaluate": asked,
     }
 
 
@@ -118,6 +206,13 @@ def write_model(folder: Path) -> None:
     params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
     generation = {"no_repeat_ngram_size": 0}
     write_folder(folder, params, config, vocabulary, generation)
+
+
+def copy_photos(folder: Path, fixture: Fixture) -> None:
+    """Two real pictures."""
+    folder.mkdir()
+    for name in ("two_dogs.jpg", "snowman.png"):
+        shutil.copyfile(fixture("assets") / "images" / name, folder / name)
 
 
 def write_csv(boxes: Path, file: Path) -> None:
