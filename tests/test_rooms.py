@@ -12,6 +12,7 @@ INWARDS_TO_OUTWARDS = (
     "version",
     "errors",
     "startup",
+    "line_file",
     "config",
     "grounding",
     "partitioning",

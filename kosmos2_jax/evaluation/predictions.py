@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import fcntl
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from kosmos2_jax.errors import PredictionError
+from kosmos2_jax.line_file import LineFile
 
 NO_ANSWER = ""
 _SHOWN = 3  # ids that an error names
@@ -128,43 +127,23 @@ class PredictionFile(Predictions):
         super().__init__()
         self._task = task
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a+b", buffering=0)
-        try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise PredictionError(
-                    f"{path} is being written by another program: wait, or take another folder."
-                ) from None
-            self.found = self._resume(path)
-        except BaseException:
-            self._file.close()
-            raise
+        busy = f"{path} is being written by another program: wait, or take another folder."
 
-    def _resume(self, path: Path) -> dict[str, Prediction]:
-        found, whole = {}, 0
-        with open(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.endswith(b"\n"):
-                    where = f"Line {number} of {str(path)!r}"
-                    prediction = Prediction.from_line(line, self._task, where)
-                    found[prediction.id] = prediction
-                    whole += len(line)
-        self._file.truncate(whole)
-        return found
+        def read(line: bytes, number: int) -> None:
+            where = f"Line {number} of {str(path)!r}"
+            prediction = Prediction.from_line(line, task, where)
+            self.found[prediction.id] = prediction
+
+        self._file = LineFile(path, read, PredictionError(busy))
 
     def add(self, predictions: Iterable[Prediction]) -> None:
         """Writes those of ids that have none yet."""
         new = {p.id: p for p in predictions if p.id not in self.found}
         super().add(new.values())
-        lines = "".join(f"{p.to_line(self._task)}\n" for p in new.values())
-        data = memoryview(lines.encode(errors="backslashreplace"))
-        while data:
-            data = data[self._file.write(data) :]
+        self._file.write("".join(f"{p.to_line(self._task)}\n" for p in new.values()))
 
     def close(self) -> None:
         """Brings it to the disk."""
-        os.fsync(self._file.fileno())
         self._file.close()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import fcntl
 import glob
 import json
 import os
@@ -23,6 +22,7 @@ from kosmos2_jax.errors import ConfigError, Kosmos2Error
 from kosmos2_jax.inference.engine import Engine
 from kosmos2_jax.inference.questions import Question
 from kosmos2_jax.inference.requests import Handle
+from kosmos2_jax.line_file import LineFile
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".tif", ".tiff", ".avif")
 _AHEAD = 16  # questions that are prepared before the first of them is answered
@@ -111,20 +111,13 @@ class BatchFile:
         self._path, self._task = path, task
         self.done: set[str] = set()
         self.bad = 0
-        self._file = open(path, "a+b", buffering=0)
-        try:
-            self._lock()
-            self._resume()
-        except BaseException:
-            self._file.close()
-            raise
+        busy = f"{path} is being written by another program: wait, or name another file."
+        self._file = LineFile(path, self._read, Kosmos2Error(busy))
 
     def write(self, item: Item, result: Mapping[str, Any]) -> None:
         """Adds a line."""
         line = json.dumps({"id": item.id, "task": self._task, **result}, ensure_ascii=False)
-        data = memoryview(f"{line}\n".encode(errors="backslashreplace"))
-        while data:
-            data = data[self._file.write(data) :]
+        self._file.write(f"{line}\n")
         self.done.add(item.id)
         self.bad += "error" in result
 
@@ -137,25 +130,7 @@ class BatchFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.fsync(self._file.fileno())
         self._file.close()
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Kosmos2Error(
-                f"{self._path} is being written by another program: wait, or name another file."
-            ) from None
-
-    def _resume(self) -> None:
-        whole = 0
-        with open(self._path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.endswith(b"\n"):
-                    self._read(line, number)
-                    whole += len(line)
-        self._file.truncate(whole)
 
     def _read(self, line: bytes, number: int) -> None:
         try:
