@@ -6,6 +6,7 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS
@@ -53,7 +54,8 @@ def task_report(name: str, result: TaskResult) -> TaskReport:
     lost: Mapping[str, str] = {}
     if task is not None and len(result.ids) == len(task.asked().records):  # or only the first ones
         lost = {problem.id: problem.reason for problem in task.asked().problems}
-    best, worst = _best_and_worst(result)
+    scores = main_scores(result)
+    best, worst = _best_and_worst(result, scores)
     return TaskReport(
         name=name,
         summary="" if task is None else f"{BENCHMARKS[task.benchmark].summary}, {task.split}",
@@ -61,8 +63,8 @@ def task_report(name: str, result: TaskResult) -> TaskReport:
         lost=lost,
         problems=result.problems,
         rows=_rows(name, result.metrics, is_benchmark=task is not None),
-        best=[_shown(result, sample) for sample in best],
-        worst=[_shown(result, sample) for sample in worst],
+        best=[_shown(result, sample, scores) for sample in best],
+        worst=[_shown(result, sample, scores) for sample in worst],
     )
 
 
@@ -81,9 +83,10 @@ def _rows(name: str, metrics: Mapping[str, float], is_benchmark: bool) -> list[F
     return rows
 
 
-def _best_and_worst(result: TaskResult) -> tuple[Sequence[Sample], Sequence[Sample]]:
+def _best_and_worst(
+    result: TaskResult, scores: np.ndarray | None
+) -> tuple[Sequence[Sample], Sequence[Sample]]:
     """Of those samples that there are; the first ones where single examples have no score."""
-    scores = main_scores(result)
     if scores is None:
         return result.samples[:_SHOWN], ()
     order = sorted(result.samples, key=lambda sample: -scores[sample.number])
@@ -91,10 +94,9 @@ def _best_and_worst(result: TaskResult) -> tuple[Sequence[Sample], Sequence[Samp
     return order[:half], order[half:][::-1][:_SHOWN]
 
 
-def _shown(result: TaskResult, sample: Sample) -> ShownExample:
+def _shown(result: TaskResult, sample: Sample, scores: np.ndarray | None) -> ShownExample:
     number = sample.number
     target, found = result.targets[number], result.predictions[number]
-    scores = main_scores(result)
     return ShownExample(
         id=result.ids[number],
         prompt=sample.prompt,

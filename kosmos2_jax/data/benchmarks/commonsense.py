@@ -62,12 +62,7 @@ def read_memory_color(folder: Path) -> Reading:
     Raises:
       DataError: the file is missing or is another one.
     """
-    path = folder / MEMORY_COLOR_FILE
-    collector = Collector()
-    for where, row in csv_rows(path, ("Index", "Descriptor", "Item", "Color")):
-        make = functools.partial(_color, row, "Item", "Color", row["Descriptor"] or "")
-        collector.add(row["Index"] or where, functools.partial(make, row["Index"] or where))
-    return collector.result(path)
+    return _read_colors(folder / MEMORY_COLOR_FILE, "Index", "Item", "Color", "Descriptor")
 
 
 def read_color_terms(folder: Path) -> Reading:
@@ -76,11 +71,19 @@ def read_color_terms(folder: Path) -> Reading:
     Raises:
       DataError: the file is missing or is another one.
     """
-    path = folder / COLOR_TERMS_FILE
+    return _read_colors(folder / COLOR_TERMS_FILE, "object", "object", "color")
+
+
+def _read_colors(
+    path: Path, identity: str, item: str, color: str, descriptor: str | None = None
+) -> Reading:
+    """A table with these columns: the id, a thing and its colour, perhaps words before the thing."""
+    columns = [identity, item, color] + ([] if descriptor is None else [descriptor])
     collector = Collector()
-    for where, row in csv_rows(path, ("object", "color")):
-        make = functools.partial(_color, row, "object", "color", "")
-        collector.add(row["object"] or where, functools.partial(make, row["object"] or where))
+    for where, row in csv_rows(path, columns):
+        said = "" if descriptor is None else row[descriptor] or ""
+        make = functools.partial(_color, row, item, color, said, row[identity] or where)
+        collector.add(row[identity] or where, make)
     return collector.result(path)
 
 
