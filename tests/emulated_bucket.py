@@ -1,4 +1,4 @@
-"""gs://bucket, as an emulator of Google's storage keeps it."""
+"""gs://bucket, as an emulator of Google's storage keeps it: fixtures for whoever imports them."""
 
 from __future__ import annotations
 
