@@ -107,7 +107,7 @@ def build(folder: Path, processes: int) -> float:
         "grit", "build", "captions", str(folder / "*.tar"),
         "--out", str(folder / f"out{processes}"),
         "--detector", "boxes", "--model", str(folder / "boxes.jsonl"), "--shards", str(_SHARDS),
-        "--image-mode", "short", "--processes", str(processes),
+        "--image-mode", "short", "--processes", str(processes), "--source", "pairs",
     ]  # fmt: skip
     began = time.monotonic()
     with contextlib.redirect_stdout(sys.stderr):
