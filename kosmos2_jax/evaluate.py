@@ -33,7 +33,7 @@ from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.evaluation import coco_java
-from kosmos2_jax.evaluation.predictions import answers_of, read_predictions
+from kosmos2_jax.evaluation.predictions import answers_of, check_questions, read_predictions
 from kosmos2_jax.evaluation.results import Results, TaskReport
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.interop.checkpoint import Checkpoint
@@ -215,7 +215,9 @@ def _rescore(
     size, limit = settings.model.vision.image_size, run.evaluation.examples
     scoring = TaskScoring(name, vocabulary, lengths, size, run.split, limit)
     file = Path(run.predictions) / f"{name}.jsonl"
-    return scoring.score(answers_of(scoring.ids, read_predictions(file, name), name))
+    predictions = read_predictions(file, name)
+    check_questions(scoring.questions, predictions, name)
+    return scoring.score(answers_of(scoring.ids, predictions, name))
 
 
 def _reports(results: Mapping[str, TaskResult]) -> list[TaskReport]:

@@ -10,7 +10,7 @@ import numpy as np
 import seqio
 
 from kosmos2_jax.data.choices import CANDIDATES
-from kosmos2_jax.data.features import EXAMPLE_ID
+from kosmos2_jax.data.features import EXAMPLE_ID, QUESTION
 from kosmos2_jax.data.packing_converter import PackingFeatureConverter
 from kosmos2_jax.data.pictures import decode_picture
 from kosmos2_jax.errors import ConfigError, ImageError, Kosmos2Error
@@ -67,6 +67,7 @@ class TaskScoring:
 
     Attributes:
       ids: of the examples, in order: their feature "id", or else their place.
+      questions: digests of what is asked, by id; of examples that have the feature "question".
     """
 
     def __init__(
@@ -116,6 +117,8 @@ class TaskScoring:
             example[EXAMPLE_ID].decode() if EXAMPLE_ID in example else str(number)
             for number, example in enumerate(self._examples)
         ]
+        pairs = zip(self.ids, self._examples, strict=True)
+        self.questions = {i: e[QUESTION].decode() for i, e in pairs if QUESTION in e}
         if len(set(self.ids)) < len(self.ids):
             twice = next(i for n, i in enumerate(self.ids) if i in self.ids[:n])
             raise ConfigError(f"task {name} has two examples of the id {twice!r}; mend its data")
