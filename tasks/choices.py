@@ -16,6 +16,7 @@ from kosmos2_jax.data.choice_tasks import Chosen, Scores, add_choice_task, choic
 from kosmos2_jax.data.choices import Choice
 from kosmos2_jax.data.document_tasks import TaskSettings
 from kosmos2_jax.data.examples import Picture, Text
+from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.evaluation.means import Figure
 from kosmos2_jax.evaluation.roc import roc_auc
 from kosmos2_jax.grounding import tags
@@ -68,8 +69,17 @@ def hatefulness(scores: Scores) -> float:
 def hateful_figures(
     targets: Sequence[ChoiceRecord], predictions: Sequence[float | None]
 ) -> dict[str, float]:
-    """ROC-AUC; where there are no scores, the picture is ranked as wrongly as can be."""
+    """ROC-AUC; where there are no scores, the picture is ranked as wrongly as can be.
+
+    Raises:
+      DataError: all pictures are hateful, or none.
+    """
     labels = [record.answer == 0 for record in targets]
+    if len(set(labels)) < 2:
+        raise DataError(
+            f"ROC-AUC compares hateful memes with others, but all {len(labels)} are alike: ask "
+            "more with evaluation.examples."
+        )
     worst = [-math.inf if label else math.inf for label in labels]
     found = [w if p is None else p for w, p in zip(worst, predictions, strict=True)]
     return {"roc_auc": roc_auc(labels, found)}

@@ -196,7 +196,7 @@ def ask_records(
       check: raises `MarkupError` or `BoxError` for a record that cannot be asked.
 
     Raises:
-      DataError: a file is missing or is another one.
+      DataError: a file is missing or is another one, or nothing in it can be asked.
     """
     entry = BENCHMARKS[benchmark]
     missing = entry.missing(folder, split)
@@ -213,6 +213,11 @@ def ask_records(
             problems.append(Problem(record.id, str(error)))
         else:
             records[record.id] = record
+    if not records:
+        raise DataError(
+            f"None of the {len(problems):,} examples of {benchmark}, split {split}, can be asked; "
+            f"the last one, {problems[-1].id}: {problems[-1].reason}"
+        )
     return AskedRecords(records, tuple(problems))
 
 

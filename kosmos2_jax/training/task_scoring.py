@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import seqio
+from absl import logging
 
 from kosmos2_jax.data.choices import CANDIDATES
 from kosmos2_jax.data.features import EXAMPLE_ID, QUESTION
@@ -100,14 +102,15 @@ class TaskScoring:
                 f"task {name} has no metrics or no split {split!r}; leave it out of "
                 "evaluation.tasks"
             )
-        self._evaluator = seqio.Evaluator(
-            name,
-            feature_converter=PackingFeatureConverter(image_size),
-            eval_split=split,
-            # Pictures of all examples together may be more than there is memory.
-            sequence_length=self._lengths | {"images": 0},
-            num_examples=limit or None,
-        )
+        with _quietly():
+            self._evaluator = seqio.Evaluator(
+                name,
+                feature_converter=PackingFeatureConverter(image_size),
+                eval_split=split,
+                # Pictures of all examples together may be more than there is memory.
+                sequence_length=self._lengths | {"images": 0},
+                num_examples=limit or None,
+            )
         unneeded = {*self._task.output_features, CANDIDATES}
         self._examples = [
             {key: value for key, value in example.items() if key not in unneeded}
@@ -177,6 +180,17 @@ class TaskScoring:
             return decode_picture(encoded, self._image_size)
         except ImageError:  # counted where the model was asked
             return np.zeros((self._image_size, self._image_size, 3), np.uint8)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without seqio's warnings of what is meant: no logger of its own, and lengths that fit all."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def main_scores(result: TaskResult) -> np.ndarray | None:

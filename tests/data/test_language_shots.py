@@ -9,7 +9,11 @@ import pytest
 
 from kosmos2_jax.config import preset
 from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS
+from kosmos2_jax.data.benchmark_tasks import ask_records
+from kosmos2_jax.data.benchmarks.records import Record
 from kosmos2_jax.data.data_config import DataConfig
+from kosmos2_jax.data.skips import DataError
+from kosmos2_jax.errors import MarkupError
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.tasks import benchmarks
 from kosmos2_jax.tasks.choices import LANGUAGE
@@ -151,6 +155,15 @@ def test_what_is_longer_than_the_model_reads_is_lost(vocabulary):
         (problem,) = BENCHMARK_TASKS[name].asked().problems
         assert problem.id == "1" and f"more than the {MOST} that are read" in problem.reason
         assert figures(name, says([1], 2))["accuracy"] == 0.5
+
+
+def test_that_nothing_can_be_asked_is_told(vocabulary):
+    def too_long(record: Record) -> None:
+        raise MarkupError("It is too long.")
+
+    told = "None of the 2 examples of boolq, split val, can be asked; the last one, 1: It is too"
+    with pytest.raises(DataError, match=told):
+        ask_records("boolq", BENCHMARK_TASKS["boolq_val"].folder, "val", too_long)
 
 
 def test_too_few_to_draw_from_are_told(vocabulary):
