@@ -36,10 +36,13 @@ def test_a_file_without_keys(tmp_path: Path, capsys):
     assert "has no API key" in capsys.readouterr().err
 
 
-def test_a_crowd_with_hostile_clients():
-    """As `tools/load_test.py` measures with 200 requests of 32 clients."""
+def test_a_crowd_with_hostile_clients(model_folder: Path):
+    """As `tools/load_test.py` measures with 200 requests of 32 clients, of a larger model."""
     result = subprocess.run(
-        [sys.executable, str(ROOT / "tools/load_test.py"), "--requests", "20", "--clients", "8"],
+        [
+            *(sys.executable, str(ROOT / "tools/load_test.py"), "--model", str(model_folder)),
+            *("--requests", "20", "--clients", "8"),
+        ],
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
