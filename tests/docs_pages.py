@@ -137,17 +137,25 @@ def build_grit(folder: Path, fixture: Fixture) -> Small:
 
 
 def evaluate(folder: Path, fixture: Fixture) -> Small:
-    """A model in fairseq's files, and benchmarks."""
+    """A model in fairseq's files and one of the quickstart's, and benchmarks."""
     write_model(folder / "hugging_face")
     conversion.convert(folder / "hugging_face", folder / "kosmos-2.pt", "fairseq")
-    tool("draw_benchmarks").main(["--out", str(folder / "benchmarks"), "--examples", "24"])
+    shutil.copytree(folder / "hugging_face", folder / "runs/quickstart/model")
+    few = ["--examples", "24"]
+    tool("draw_benchmarks").main(["--out", str(folder / "benchmarks"), *few])
+    some = "--config.evaluation.tasks=('flickr30k_grounding_test','vqav2_val2014')"
+    program = "python -m kosmos2_jax.evaluate"
+    settings = f"{program} --config=configs/evaluate.py --workdir=runs"
     return {
-        "python -m kosmos2_jax.evaluate": [
+        "python tools/draw_benchmarks.py": few,
+        program: [
             "--config.evaluation.batch_size=8",
             "--config.evaluation.max_new_tokens=4",
             "--config.evaluation.examples=8",
-            "--config.evaluation.tasks=('flickr30k_grounding_test','vqav2_val2014')",
-        ]
+        ],
+        f"{settings}/tables": [some],
+        f"{settings}/again": [some],
+        f"{settings}/drawn": ["--config.evaluation.tasks=('copa_val_1shot',)"],
     }
 
 
@@ -313,12 +321,12 @@ def small_run() -> list[str]:
     ]
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, model: Kosmos2Config = MODEL) -> None:
     """A tiny model of random values with a tokenizer of the quickstart's words."""
     file = folder.with_name("words.model")
     train_sentencepiece(quickstart.sentences(), file, 200)
-    vocabulary = Kosmos2Vocabulary(file, MODEL.grid_size)
-    config = MODEL.replace(decoder={"vocab_size": vocabulary.vocab_size})
+    vocabulary = Kosmos2Vocabulary(file, model.grid_size)
+    config = model.replace(decoder={"vocab_size": vocabulary.vocab_size})
     shapes = nn.meta.unbox(jax.eval_shape(lambda: initial_params(config, jax.random.key(0))))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
