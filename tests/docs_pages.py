@@ -7,22 +7,18 @@ every command that begins with these words.
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import io
 import json
 import re
 import shutil
-import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-import uvicorn
 from PIL import Image
 
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
@@ -39,7 +35,9 @@ from kosmos2_jax.serving.app import make_app
 from kosmos2_jax.serving.settings import ServerSettings
 from kosmos2_jax.tasks import quickstart
 
-ROOT = Path(__file__).resolve().parents[1]
+from .programs import ROOT, tool
+from .served import running
+
 MODEL = Kosmos2Config(
     vision=VisionConfig(64, 16, 32, 1, 2, 32),
     resampler=ResamplerConfig(num_latents=16),
@@ -89,18 +87,10 @@ def serve(folder: Path, fixture: Fixture) -> Small:
     copy_photos(folder / "photos", fixture)
     predictor = Predictor.from_pretrained(folder / "kosmos-2")
     app = make_app(predictor.engine, predictor.questions, ServerSettings())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-
-    def stop() -> None:
-        server.should_exit = True
-        thread.join()
-
-    thread.start()
-    fixture("request").addfinalizer(stop)
-    address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    fixture("monkeypatch").setenv("OPENAI_BASE_URL", address)
+    until_the_test_ends = contextlib.ExitStack()
+    fixture("request").addfinalizer(until_the_test_ends.close)
+    address = until_the_test_ends.enter_context(running(app, ws="none"))
+    fixture("monkeypatch").setenv("OPENAI_BASE_URL", f"{address}/v1")
     fixture("monkeypatch").setenv("OPENAI_API_KEY", "none")
     return {}
 
@@ -228,11 +218,3 @@ def write_csv(boxes: Path, file: Path) -> None:
             f"{pictures[annotation['image_id']]},{names[annotation['category_id']]},{place}"
         )
     file.write_text("\n".join(rows) + "\n")
-
-
-def tool(name: str) -> ModuleType:
-    """A program of tools/, imported."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
