@@ -7,31 +7,33 @@ every command that begins with these words.
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import functools
 import io
 import json
+import os
 import re
 import shutil
-import socket
-import threading
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
+import gcsfs
 import jax
 import numpy as np
-import uvicorn
 from PIL import Image
 
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
+from kosmos2_jax.data.readers import FORMATS
 from kosmos2_jax.data.text_model import train_sentencepiece
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.predictor import Predictor
 from kosmos2_jax.interop import convert as conversion
 from kosmos2_jax.interop.hugging_face import write_folder
 from kosmos2_jax.interop.layout import flatten, nest
+from kosmos2_jax.interop.orbax_io import save_folder
 from kosmos2_jax.interop.peft import write_adapter
 from kosmos2_jax.models.kosmos2 import initial_params
 from kosmos2_jax.models.lora import LORA_A, LORA_B, LoraConfig
@@ -39,7 +41,9 @@ from kosmos2_jax.serving.app import make_app
 from kosmos2_jax.serving.settings import ServerSettings
 from kosmos2_jax.tasks import quickstart
 
-ROOT = Path(__file__).resolve().parents[1]
+from .programs import ROOT, tool
+from .served import running
+
 MODEL = Kosmos2Config(
     vision=VisionConfig(64, 16, 32, 1, 2, 32),
     resampler=ResamplerConfig(num_latents=16),
@@ -89,18 +93,10 @@ def serve(folder: Path, fixture: Fixture) -> Small:
     copy_photos(folder / "photos", fixture)
     predictor = Predictor.from_pretrained(folder / "kosmos-2")
     app = make_app(predictor.engine, predictor.questions, ServerSettings())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-
-    def stop() -> None:
-        server.should_exit = True
-        thread.join()
-
-    thread.start()
-    fixture("request").addfinalizer(stop)
-    address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    fixture("monkeypatch").setenv("OPENAI_BASE_URL", address)
+    until_the_test_ends = contextlib.ExitStack()
+    fixture("request").addfinalizer(until_the_test_ends.close)
+    address = until_the_test_ends.enter_context(running(app, ws="none"))
+    fixture("monkeypatch").setenv("OPENAI_BASE_URL", f"{address}/v1")
     fixture("monkeypatch").setenv("OPENAI_API_KEY", "none")
     return {}
 
@@ -177,15 +173,137 @@ def add_a_task(folder: Path, fixture: Fixture) -> Small:
             picture.save(folder / "data" / name)
             lines.append(json.dumps({"image": name, "thing": "squares", "count": squares}) + "\n")
         (folder / "data" / f"{split}.jsonl").write_text("".join(lines))
-    page = (ROOT / "docs/add_a_task.md").read_text()
-    module = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
-    (folder / "counting.py").write_text(module)
+    (folder / "counting.py").write_text(fenced("add_a_task", "python")[0])
     fixture("monkeypatch").syspath_prepend(folder)
     asked = ["--config.evaluation.batch_size=8", "--config.evaluation.max_new_tokens=4"]
     return {
         "python -m kosmos2_jax.train": [*small_run(), *asked],
         "python -m kosmos2_jax.evaluate": asked,
     }
+
+
+def add_a_dataset(folder: Path, fixture: Fixture) -> Small:
+    """A model in transformers' files, pictures that somebody saw birds on, the page's files."""
+    write_model(folder / "kosmos-2")
+    (folder / "photos").mkdir()
+    lines = []
+    for number in range(16):
+        name = f"{number:04d}.jpg"
+        Image.new("RGB", (64, 48), (16 * number, 99, 9)).save(folder / "photos" / name)
+        seen = {"photo": name, "species": "robin", "doing": "on a branch", "sure": number / 16}
+        lines.append(json.dumps(seen) + "\n")
+    (folder / "birds.jsonl").write_text("".join(lines))
+    module, _, run = fenced("add_a_dataset", "python")
+    (folder / "birds.py").write_text(module)
+    (folder / "birds_run.py").write_text(run)
+    monkeypatch = fixture("monkeypatch")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(FORMATS, "birds", None)  # so that it goes again
+    return {"kosmos2 inspect": [*small_run(), "--count", "8"]}
+
+
+def pretrain(folder: Path, fixture: Fixture) -> Small:
+    """Sources of each kind, a bucket with a model in it, and what stands in for other programs."""
+    write_model(folder / "kosmos-2")
+    (folder / "data").mkdir()
+    shutil.copyfile(folder / "words.model", folder / "data/sentencepiece.bpe.model")
+    write_sources(folder)
+    fixture("bucket")
+    gcsfs.GCSFileSystem().mkdir("my-bucket")
+    trained = conversion.load(folder / "kosmos-2")
+    place = "gs://my-bucket/runs/instruct/model"
+    save_folder(place, trained.params, trained.config, trained.vocabulary)
+    (folder / "setup.sh").write_text(fenced("pretrain", "bash")[0])
+    (folder / "state").write_text("MISSING\n")
+    for name, program in (("gcloud", GCLOUD.format(folder)), ("sbatch", ""), ("ssh", "")):
+        stand_in(folder / "bin", name, program)
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    fixture("monkeypatch").setenv("PATH", path)
+    fixture("request").addfinalizer(functools.partial(_try_hard, jax.config.values[_EFFORT]))
+    _try_hard(-1.0)
+    narrow = [f"--config.{name}={value}" for name, value in NARROW.items()]
+    prepared = ["--processes", "1", "--shards", "2", "--direct_running_mode=in_memory"]
+    read = [f"--config.data.{s}" for s in ("streams=1", "shuffle_buffer=8", "length=512")]
+    return {
+        "python tools/prepare_data.py": prepared,
+        "kosmos2 inspect": [*read, "--count", "8"],
+        "kosmos2 compile": [*narrow, "--topology", "v5e:2x2", "--mesh", "fsdp=4"],
+    }
+
+
+# A TPU that is there when it was asked for, whose workers take what a shell can read.
+GCLOUD = """
+case "$*" in
+  *describe*) cat {0}/state ;;
+  *create*) echo ACTIVE > {0}/state ;;
+  *delete*) echo MISSING > {0}/state ;;
+  *--command=*) command=${{@: -1}}; bash -n -c "${{command#--command=}}" ;;
+esac
+"""
+# All parts of the model, narrow and short, and attention that knows the precision of the tests.
+NARROW = {
+    "model.attention": "xla",
+    "model.decoder.num_layers": 1,
+    "model.decoder.hidden_size": 64,
+    "model.decoder.num_heads": 1,
+    "model.decoder.mlp_dim": 128,
+    "model.vision.num_layers": 1,
+    "model.vision.hidden_size": 64,
+    "model.vision.num_heads": 1,
+    "model.vision.mlp_dim": 128,
+    "data.batch_size": 4,
+    "data.length": 256,
+    "data.images": 1,
+}
+
+
+_EFFORT = "jax_exec_time_optimization_effort"
+
+
+def _try_hard(effort: float) -> None:
+    """Says how hard compilers try, from -1 on."""
+    jax.config.update(_EFFORT, effort)
+
+
+def stand_in(folder: Path, name: str, program: str) -> None:
+    """A program of bash, to be found instead of a real one."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{program}\n")
+    (folder / name).chmod(0o755)
+
+
+def write_sources(folder: Path) -> None:
+    """Text, tars of pictures with captions and with boxes, and pages with pictures."""
+    (folder / "pile").mkdir()
+    text = json.dumps({"text": "A red ring is left of a blue star."}) + "\n"
+    (folder / "pile/00.jsonl").write_text(16 * text)
+    stream = io.BytesIO()
+    Image.linear_gradient("L").resize((320, 240)).convert("RGB").save(stream, "JPEG")
+    chunk = [0, 6, 0.1, 0.1, 0.6, 0.9, 0.99]
+    said = {"caption": "a ring on a star", "noun_chunks": [chunk], "ref_exps": [chunk]}
+    said |= {"width": 320, "height": 240, "original_width": 320, "original_height": 240}
+    for source in ("laion", "coyo", "held_out", "cc12m"):
+        (folder / source).mkdir()
+        with tarfile.open(folder / source / "00000.tar", "w") as tar:
+            for number in range(8):
+                for ending, content in (
+                    ("jpg", stream.getvalue()),
+                    ("json", json.dumps(said).encode()),
+                ):
+                    info = tarfile.TarInfo(f"{number:09d}.{ending}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    (folder / "mmc4").mkdir()
+    (folder / "mmc4/1.jpg").write_bytes(stream.getvalue())
+    shown = {"image_name": "1.jpg", "matched_text_index": 1}
+    page = {"text_list": ["A red ring.", "A blue star."], "image_info": [shown]}
+    (folder / "mmc4/docs.jsonl").write_text(16 * (json.dumps(page) + "\n"))
+
+
+def fenced(page: str, kind: str) -> list[str]:
+    """The blocks of a kind on a page."""
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    return re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def small_run() -> list[str]:
@@ -236,11 +354,3 @@ def write_csv(boxes: Path, file: Path) -> None:
             f"{pictures[annotation['image_id']]},{names[annotation['category_id']]},{place}"
         )
     file.write_text("\n".join(rows) + "\n")
-
-
-def tool(name: str) -> ModuleType:
-    """A program of tools/, imported."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
