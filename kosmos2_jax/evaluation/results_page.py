@@ -139,9 +139,7 @@ def _bar(row: FigureRow) -> str:
 
 
 _BOXES = "Boxes, if any: solid pink is the model's, dashed green the true one."
-_LAST = (
-    "Of several pictures the last is shown: what is asked about, or among candidates the right one."
-)
+_LAST = "Of several pictures the last is shown: what is asked about, or the last candidate."
 _UNKNOWN = "&lt;unk&gt; stands for letters that the model's tokenizer does not know."
 
 
