@@ -14,7 +14,7 @@ quickstart: install
 
 test: install lint
 	$(RUN) tools/get_chromium.py $(VENV)/chromium
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(RUN) -m ruff check .

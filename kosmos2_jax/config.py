@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kosmos2_jax.errors import ConfigError, nearest
+from kosmos2_jax.ranges import COUNT, check_ranges
 
 SINUSOIDAL = "sinusoidal"
 XPOS = "xpos"
@@ -178,10 +179,7 @@ def _check_config(config: Kosmos2Config) -> None:
         raise ConfigError(
             f"decoder.position is {decoder.position!r}; it must be {SINUSOIDAL!r} or {XPOS!r}"
         )
-    if decoder.vocab_multiple < 1:
-        raise ConfigError(
-            f"decoder.vocab_multiple must be at least 1, not {decoder.vocab_multiple}"
-        )
+    check_ranges({"vocab_multiple": COUNT}, vars(decoder), "decoder.")
     for name, known in (("attention", ATTENTIONS), ("remat", REMATS)):
         value = getattr(config, name)
         if value not in known:

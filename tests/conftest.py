@@ -37,6 +37,35 @@ jaxtyping.install_import_hook("kosmos2_jax.models", "beartype.beartype")
 
 from kosmos2_jax.config import Kosmos2Config, preset  # noqa: E402
 
+_TESTS = Path(__file__).resolve().parent
+# The files that take longest, which begin first, so that no worker is left alone with one of them
+# at the end. pytest-xdist would begin with those of the most tests: see the Makefile.
+_LONG = (
+    "test_docs.py",
+    "training/test_processes.py",
+    "training/test_packed_runs.py",
+    "training/test_runs.py",
+    "cli/test_compile.py",
+    "training/test_evaluations.py",
+    "training/test_finetune.py",
+    "training/test_checkpoints.py",
+    "data/grit_builder/test_build.py",
+    "models/test_lora.py",
+    "inference/test_predictor.py",
+    "inference/test_engine.py",
+    "inference/test_beam_search.py",
+    "training/test_interruptions.py",
+    "interop/test_t5x.py",
+    "cli/test_serve.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; else the order stays."""
+    ranks = {_TESTS / name: rank for rank, name in enumerate(_LONG)}
+    assert all(file.is_file() for file in ranks), "tests/conftest.py names a file that is gone"
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
 
 @pytest.fixture(scope="session")
 def assets() -> Path:

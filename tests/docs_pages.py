@@ -7,26 +7,22 @@ every command that begins with these words.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib.util
 import io
 import json
 import os
 import re
 import shutil
-import socket
 import tarfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
 import gcsfs
 import jax
 import numpy as np
-import uvicorn
 from PIL import Image
 
 from kosmos2_jax.config import DecoderConfig, Kosmos2Config, ResamplerConfig, VisionConfig
@@ -45,7 +41,9 @@ from kosmos2_jax.serving.app import make_app
 from kosmos2_jax.serving.settings import ServerSettings
 from kosmos2_jax.tasks import quickstart
 
-ROOT = Path(__file__).resolve().parents[1]
+from .programs import ROOT, tool
+from .served import running
+
 MODEL = Kosmos2Config(
     vision=VisionConfig(64, 16, 32, 1, 2, 32),
     resampler=ResamplerConfig(num_latents=16),
@@ -95,18 +93,10 @@ def serve(folder: Path, fixture: Fixture) -> Small:
     copy_photos(folder / "photos", fixture)
     predictor = Predictor.from_pretrained(folder / "kosmos-2")
     app = make_app(predictor.engine, predictor.questions, ServerSettings())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-
-    def stop() -> None:
-        server.should_exit = True
-        thread.join()
-
-    thread.start()
-    fixture("request").addfinalizer(stop)
-    address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    fixture("monkeypatch").setenv("OPENAI_BASE_URL", address)
+    until_the_test_ends = contextlib.ExitStack()
+    fixture("request").addfinalizer(until_the_test_ends.close)
+    address = until_the_test_ends.enter_context(running(app, ws="none"))
+    fixture("monkeypatch").setenv("OPENAI_BASE_URL", f"{address}/v1")
     fixture("monkeypatch").setenv("OPENAI_API_KEY", "none")
     return {}
 
@@ -147,17 +137,25 @@ def build_grit(folder: Path, fixture: Fixture) -> Small:
 
 
 def evaluate(folder: Path, fixture: Fixture) -> Small:
-    """A model in fairseq's files, and benchmarks."""
+    """A model in fairseq's files and one of the quickstart's, and benchmarks."""
     write_model(folder / "hugging_face")
     conversion.convert(folder / "hugging_face", folder / "kosmos-2.pt", "fairseq")
-    tool("draw_benchmarks").main(["--out", str(folder / "benchmarks"), "--examples", "24"])
+    shutil.copytree(folder / "hugging_face", folder / "runs/quickstart/model")
+    few = ["--examples", "24"]
+    tool("draw_benchmarks").main(["--out", str(folder / "benchmarks"), *few])
+    some = "--config.evaluation.tasks=('flickr30k_grounding_test','vqav2_val2014')"
+    program = "python -m kosmos2_jax.evaluate"
+    settings = f"{program} --config=configs/evaluate.py --workdir=runs"
     return {
-        "python -m kosmos2_jax.evaluate": [
+        "python tools/draw_benchmarks.py": few,
+        program: [
             "--config.evaluation.batch_size=8",
             "--config.evaluation.max_new_tokens=4",
             "--config.evaluation.examples=8",
-            "--config.evaluation.tasks=('flickr30k_grounding_test','vqav2_val2014')",
-        ]
+        ],
+        f"{settings}/tables": [some],
+        f"{settings}/again": [some],
+        f"{settings}/drawn": ["--config.evaluation.tasks=('copa_val_1shot',)"],
     }
 
 
@@ -326,12 +324,12 @@ def small_run() -> list[str]:
     ]
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, model: Kosmos2Config = MODEL) -> None:
     """A tiny model of random values with a tokenizer of the quickstart's words."""
     file = folder.with_name("words.model")
     train_sentencepiece(quickstart.sentences(), file, 200)
-    vocabulary = Kosmos2Vocabulary(file, MODEL.grid_size)
-    config = MODEL.replace(decoder={"vocab_size": vocabulary.vocab_size})
+    vocabulary = Kosmos2Vocabulary(file, model.grid_size)
+    config = model.replace(decoder={"vocab_size": vocabulary.vocab_size})
     shapes = nn.meta.unbox(jax.eval_shape(lambda: initial_params(config, jax.random.key(0))))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
@@ -359,11 +357,3 @@ def write_csv(boxes: Path, file: Path) -> None:
             f"{pictures[annotation['image_id']]},{names[annotation['category_id']]},{place}"
         )
     file.write_text("\n".join(rows) + "\n")
-
-
-def tool(name: str) -> ModuleType:
-    """A program of tools/, imported."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -70,6 +70,7 @@ def run(command: str, small: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> 
     if program[0] == "kosmos2":
         status = cli.main(argv[1:])
     else:
+        monkeypatch.syspath_prepend(ROOT / "tools")  # as Python does for a file; runpy does not
         status = status_of(program, argv)
     assert not status, f"exit status {status} of: {command}"
 

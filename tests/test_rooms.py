@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 INWARDS_TO_OUTWARDS = (
     "version",
     "errors",
+    "ranges",
     "startup",
     "line_file",
     "config",

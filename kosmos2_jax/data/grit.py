@@ -18,6 +18,7 @@ from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding.boxes import Box
 from kosmos2_jax.grounding.grounded_text import GroundedText, Span, sorted_spans
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
+from kosmos2_jax.ranges import COUNT, SHARE, check_ranges
 from kosmos2_jax.vision.preprocessing import MIN_VISIBLE, crop_box
 
 EXPRESSION, PHRASE = "expression", "phrase"
@@ -64,12 +65,7 @@ class GritConfig:
             raise ConfigError(
                 f"There is no image mode {self.image_mode!r}: use 'crop' or 'square'."
             )
-        if self.image_size < 1:
-            raise ConfigError(f"A crop has at least 1 pixel a side, not {self.image_size}.")
-        if not 0.0 <= self.grounding_probability <= 1.0:
-            raise ConfigError(
-                f"grounding_probability must be within 0..1, not {self.grounding_probability}."
-            )
+        check_ranges({"image_size": COUNT, "grounding_probability": SHARE}, vars(self))
 
 
 class Annotation(NamedTuple):

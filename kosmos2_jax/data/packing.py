@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.ranges import COUNT, Range, check_ranges
 
 TEXT_SLOT = -1  # in image_slots: this place holds text
 
@@ -57,9 +57,13 @@ class RowLimits:
     slack: int = 16
 
     def __post_init__(self) -> None:
-        for name, least in (("length", 1), ("images", 0), ("open_rows", 1), ("slack", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        ranges = {
+            "length": COUNT,
+            "images": Range(least=0),
+            "open_rows": COUNT,
+            "slack": Range(least=0),
+        }
+        check_ranges(ranges, vars(self))
 
 
 class Packer:

@@ -37,6 +37,7 @@ from kosmos2_jax.inference.prompt_batch import (
 )
 from kosmos2_jax.inference.requests import Handle, Output, Request
 from kosmos2_jax.inference.rows import Rows
+from kosmos2_jax.ranges import COUNT, check_ranges
 
 CACHE_LENGTHS = (128, 256, 512, 1024, 2048)
 
@@ -79,14 +80,13 @@ class Engine:
         Raises:
           ConfigError: a number is less than 1.
         """
-        for name, value in (
-            ("rows", rows),
-            ("steps", steps),
-            ("max_waiting", max_waiting),
-            ("prefill_rows", min(prefill_rows, default=0)),
-        ):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, not {value}")
+        numbers = {
+            "rows": rows,
+            "steps": steps,
+            "max_waiting": max_waiting,
+            "prefill_rows": min(prefill_rows, default=0),
+        }
+        check_ranges(dict.fromkeys(numbers, COUNT), numbers)
         self.config, self.vocabulary = config, vocabulary
         self._params = params
         self._grammar = None

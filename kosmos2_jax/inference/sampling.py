@@ -24,6 +24,7 @@ from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 from kosmos2_jax.inference.grammar import Grammar, GrammarState, allowed_tokens
 from kosmos2_jax.inference.ngram import OFFICIAL, VARIANTS, repeated_ngrams
+from kosmos2_jax.ranges import Range, check_ranges
 
 # How scores of beams are normalised, see `SamplingConfig.beam_normalization`.
 HUGGING_FACE = "hugging_face"
@@ -79,22 +80,12 @@ class SamplingConfig:
     grammar: bool = False
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if not low <= value <= high:  # written so that NaN is refused too
-                limit = f"at most {high:g}" if value > high else f"at least {low:g}"
-                raise ConfigError(f"{name} must be {limit}, not {value}")
+        check_ranges(_RANGES, vars(self))
         for name, known in (("ngram_variant", VARIANTS), ("beam_normalization", NORMALIZATIONS)):
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}"
                 )
-        if not self.top_p > 0:
-            raise ConfigError(f"top_p must be more than 0, not {self.top_p}")
-        if not self.repetition_penalty > 0:
-            raise ConfigError(
-                f"repetition_penalty must be more than 0, not {self.repetition_penalty}"
-            )
         if len(self.stop_ids) > MAX_STOP_IDS:
             raise ConfigError(
                 f"stop_ids has {len(self.stop_ids)} tokens: give at most {MAX_STOP_IDS}"
@@ -111,18 +102,18 @@ class SamplingConfig:
             )
 
 
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("max_new_tokens", 1, 1_000_000),
-    ("no_repeat_ngram_size", 0, 1_000_000),
-    ("temperature", 0, 100),
-    ("top_k", 0, 1_000_000),
-    ("top_p", 0, 1),
-    ("repetition_penalty", 0, 100),
-    ("seed", 0, 2**32 - 1),
-    ("num_outputs", 1, 128),
-    ("num_beams", 1, 64),
-    ("length_penalty", -100, 100),
-)
+_RANGES = {
+    "max_new_tokens": Range(least=1, most=1_000_000),
+    "no_repeat_ngram_size": Range(least=0, most=1_000_000),
+    "temperature": Range(least=0, most=100),
+    "top_k": Range(least=0, most=1_000_000),
+    "top_p": Range(above=0, most=1),
+    "repetition_penalty": Range(above=0, most=100),
+    "seed": Range(least=0, most=2**32 - 1),
+    "num_outputs": Range(least=1, most=128),
+    "num_beams": Range(least=1, most=64),
+    "length_penalty": Range(least=-100, most=100),
+}
 
 
 class RowSettings(NamedTuple):

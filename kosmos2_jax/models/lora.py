@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.models.initializers import torch_linear
 from kosmos2_jax.models.layers import Linear
+from kosmos2_jax.ranges import Range, check_ranges
 
 LORA_A, LORA_B = "lora_a", "lora_b"
 
@@ -47,10 +48,8 @@ class LoraConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ConfigError(f"lora.rank must be at least 0, not {self.rank}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"lora.dropout must be from 0 to below 1, not {self.dropout}")
+        ranges = {"rank": Range(least=0), "dropout": Range(least=0, below=1)}
+        check_ranges(ranges, vars(self), "lora.")
         try:
             re.compile(self.targets)
         except re.error as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from kosmos2_jax.errors import ConfigError, Kosmos2Error
+from kosmos2_jax.ranges import COUNT, Range, check_ranges
 
 _MEBIBYTE = 2**20
 
@@ -54,11 +55,7 @@ class ServerSettings:
     allow_remote_images: bool = False
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name.startswith("max_") and value < 1:
-                raise ConfigError(f"{field.name} must be at least 1, not {value}")
-        if not self.timeout > 0:
-            raise ConfigError(f"timeout must be more than 0 seconds, not {self.timeout}")
+        limits = [f.name for f in dataclasses.fields(self) if f.name.startswith("max_")]
+        check_ranges({**dict.fromkeys(limits, COUNT), "timeout": Range(above=0)}, vars(self))
         if not all(key.isascii() and key.strip() == key and key for key in self.api_keys):
             raise ConfigError("an API key is empty, or has blanks or letters that are not ASCII")

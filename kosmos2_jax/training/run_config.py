@@ -11,6 +11,7 @@ from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.models.lora import LoraConfig
 from kosmos2_jax.partitioning import every_axis
+from kosmos2_jax.ranges import COUNT, Range, check_ranges
 from kosmos2_jax.training.optimizer import OptimizerConfig
 
 
@@ -65,8 +66,7 @@ class EvaluationConfig:
                 f"evaluation.patience {self.patience} must be 0, or above it with "
                 "evaluation.best_metric to wait for"
             )
-        if self.loss_rows < 1:
-            raise ConfigError(f"evaluation.loss_rows must be at least 1, not {self.loss_rows}")
+        check_ranges({"loss_rows": COUNT}, vars(self), "evaluation.")
 
     @property
     def measures(self) -> bool:
@@ -209,22 +209,20 @@ class RunConfig:
     def __post_init__(self) -> None:
         # All of them, so that each can be set on the command line and a misspelt one is told.
         object.__setattr__(self, "mesh", every_axis(self.mesh))
-        for name in (
+        counts = (
             "micro_batches",
             "log_every",
             "checkpoint_every",
             "keep_checkpoints",
             "max_skipped_updates",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        )
+        decay = {"ema_decay": Range(least=0, below=1)}
+        check_ranges(dict.fromkeys(counts, COUNT) | decay, vars(self))
         if self.init_from.path and self.warm_start.steps:
             raise ConfigError(
                 "init_from.path and warm_start.steps exclude each other: a checkpoint has a "
                 "trained vision tower already"
             )
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ConfigError(f"ema_decay must be from 0 to below 1, not {self.ema_decay}")
         if self.lora.rank and self.warm_start.steps:
             raise ConfigError(
                 "lora.rank keeps the values that a model has, and warm_start.steps makes new ones; "

@@ -612,7 +612,7 @@ def test_chances_are_even_repeatable_and_independent() -> None:
     ("changes", "message"),
     [
         ({"grounded_as": "answer"}, "'caption', 'instruction' or 'referring', not 'answer'"),
-        ({"comprehension_probability": -0.1}, "within 0..1, not -0.1"),
+        ({"comprehension_probability": -0.1}, "at least 0 and at most 1, not -0.1"),
         ({"max_images": 0}, "at least 1"),
         ({"max_tokens": 1}, "at least 2"),
     ],

@@ -379,8 +379,8 @@ def test_any_caption_with_any_phrases_keeps_its_tokens(
     [
         ({"phrase_mode": "word"}, "no phrase mode 'word'"),
         ({"image_mode": "stretch"}, "no image mode 'stretch'"),
-        ({"image_size": 0}, "at least 1 pixel"),
-        ({"grounding_probability": 1.5}, "within 0..1, not 1.5"),
+        ({"image_size": 0}, "image_size must be at least 1"),
+        ({"grounding_probability": 1.5}, "at most 1, not 1.5"),
     ],
 )
 def test_settings_that_cannot_be(settings_: dict[str, Any], message: str) -> None:

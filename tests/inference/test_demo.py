@@ -7,15 +7,12 @@ import io
 import os
 import re
 import shutil
-import socket
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
@@ -31,6 +28,8 @@ from kosmos2_jax.serving.demo.examples import draw_examples, read_examples
 from kosmos2_jax.serving.demo.page import make_app
 from kosmos2_jax.serving.demo.view import entry, picture
 from kosmos2_jax.vision.preprocessing import load_image
+
+from ..served import running
 
 PATIENCE = 120_000  # milliseconds, for machines that are busy with other things
 STAR = "<object><patch_index_0009><patch_index_0027></object>"
@@ -62,16 +61,8 @@ def strict(predictor: Predictor) -> SamplingConfig:
 @pytest.fixture(scope="module")
 def url(predictor: Predictor) -> Iterator[str]:
     app = make_app(predictor, "tiny <b>", EXAMPLES)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with running(app, timeout_graceful_shutdown=1) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

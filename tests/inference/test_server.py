@@ -10,7 +10,6 @@ import io
 import json
 import socket
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from PIL import Image
 
 from kosmos2_jax.grounding import GroundedText, Span
@@ -28,6 +26,8 @@ from kosmos2_jax.inference.questions import Turn
 from kosmos2_jax.inference.sampling import SamplingConfig
 from kosmos2_jax.serving.app import make_app
 from kosmos2_jax.serving.settings import ServerSettings
+
+from ..served import running
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 STAR = "<object><patch_index_0009><patch_index_0027></object>"
@@ -67,18 +67,8 @@ def serving(predictor, settings: ServerSettings, engine: Engine | None = None) -
     """The address of a server that runs in a thread."""
     app = make_app(engine or predictor.engine, predictor.questions, settings)
     # Without lifespan, for the engine is not the server's alone.
-    config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(256)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with running(app, lifespan="off", ws="none") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parent / "golden_runs"
 TRAINING = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
 TRAINING.remove("evaluate")
 # What others include.
-SHARED = {"run", "data", "pretrain"}
+SHARED = {"run", "data"}
 
 # Spec sections 0 and 1.9.
 PARAMETERS = {"kosmos1": 1_662_375_936, "kosmos2": 1_664_485_376}

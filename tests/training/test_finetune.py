@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +38,8 @@ from kosmos2_jax.training.run_config import (
 from kosmos2_jax.training.run_data import like_checkpoint, prepare_data
 from kosmos2_jax.training.take_along import check_export
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "finetune_demo.py"
+from .. import programs
+
 MODEL = Kosmos2Config(
     vision=VisionConfig(64, 16, 32, 1, 2, 32),
     resampler=ResamplerConfig(num_latents=16),
@@ -55,10 +55,7 @@ UPDATES, LAST, BEST = 6, 5, 1
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
     """The program."""
-    spec = importlib.util.spec_from_file_location("finetune_demo", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return programs.tool("finetune_demo")
 
 
 @pytest.fixture(scope="module")

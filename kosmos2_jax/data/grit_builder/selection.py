@@ -11,8 +11,8 @@ import numpy as np
 from kosmos2_jax.data.grit_builder.detectors import Detections
 from kosmos2_jax.data.grit_builder.phrases import Phrase
 from kosmos2_jax.data.skips import CLIPPED, FILTERED
-from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.grounding.boxes import iou
+from kosmos2_jax.ranges import SHARE, check_ranges
 
 Annotation = list[float]  # [start, end, x1, y1, x2, y2, score]
 Counts = collections.Counter[str]
@@ -40,9 +40,7 @@ class SelectionConfig:
     keep_contained: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("score_threshold", "nms_iou"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"{name} must be within 0..1, not {getattr(self, name)}.")
+        check_ranges({"score_threshold": SHARE, "nms_iou": SHARE}, vars(self))
 
 
 def above_threshold(found: Detections, threshold: float, counts: Counts) -> Detections:

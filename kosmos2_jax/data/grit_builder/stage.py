@@ -24,7 +24,7 @@ from kosmos2_jax.data.grit_builder.phrases import Phrase, find_phrases, load_par
 from kosmos2_jax.data.grit_builder.selection import SelectionConfig
 from kosmos2_jax.data.readers.pictures import PictureRules, stored_picture
 from kosmos2_jax.data.skips import FILTERED, DataError, Skips
-from kosmos2_jax.errors import ConfigError
+from kosmos2_jax.ranges import COUNT, check_ranges
 from kosmos2_jax.vision.preprocessing import load_image
 
 Counts = collections.Counter[str]
@@ -55,8 +55,7 @@ class GritBuildConfig:
     pictures: PictureRules = PictureRules()
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.max_characters) < 1:
-            raise ConfigError("batch_size and max_characters must be at least 1.")
+        check_ranges({"batch_size": COUNT, "max_characters": COUNT}, vars(self))
 
 
 @dataclasses.dataclass(frozen=True)

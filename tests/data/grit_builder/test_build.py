@@ -108,7 +108,7 @@ def test_other_settings_and_errors(pairs: Path, tmp_path: Path, capsys) -> None:
     status, said = run("--score-threshold", 0.8)
     assert status == 1 and "made with other stage: name another --out" in said
     status, said = run("--score-threshold", 8)
-    assert status == 1 and "score_threshold must be within 0..1" in said
+    assert status == 1 and "score_threshold must be at least 0 and at most 1" in said
     status, said = run("--part", 8)
     assert status == 1 and "no option '--part', here or in Beam" in said
     with pytest.raises(SystemExit):

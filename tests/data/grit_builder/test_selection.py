@@ -119,7 +119,7 @@ def test_the_score_must_be_above_the_threshold() -> None:
 
 @pytest.mark.parametrize("name", ["score_threshold", "nms_iou"])
 def test_settings_that_make_no_sense(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} must be within 0..1"):
+    with pytest.raises(ConfigError, match=f"{name} must be at least 0 and at most 1"):
         SelectionConfig(**{name: 1.5})
 
 

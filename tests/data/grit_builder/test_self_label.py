@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from kosmos2_jax.data.documents import Document
 
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "self_label.py"
+from ... import programs
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("self_label", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return programs.tool("self_label")
 
 
 def labelled(index: int, annotations: list[list[float]]) -> Document:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import io
 import json
 import tarfile
@@ -21,6 +20,8 @@ from kosmos2_jax.data.readers import FORMATS
 from kosmos2_jax.data.readers.base import Reading, Share
 from kosmos2_jax.data.readers.pictures import PictureRules
 from kosmos2_jax.data.skips import Skips
+
+from ... import programs
 
 SOURCE = "test"
 
@@ -56,11 +57,7 @@ def prepare_with_beam(
 ) -> Callable[..., list[Document]]:
     """`(format, path, *args)` to the documents that `tools/prepare_data.py` makes of them."""
     pytest.importorskip("apache_beam")
-    file = Path(__file__).resolve().parents[3] / "tools" / "prepare_data.py"
-    spec = importlib.util.spec_from_file_location("prepare_data", file)
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = programs.tool("prepare_data")
 
     def run(format: str, path: Path, *args: object) -> list[Document]:
         out = tmp_path_factory.mktemp("out")
