@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
                     num_layers=3,
                     num_heads=4,
                     mlp_dim=256,
-                    max_length=256,
+                    max_length=1024,  # of which eight demonstrations with pictures take two thirds
                     dropout=0.0,
                 ),
                 grid_size=8,

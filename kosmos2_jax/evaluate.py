@@ -33,7 +33,7 @@ from kosmos2_jax.data.features import feature_lengths
 from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.errors import ConfigError
 from kosmos2_jax.evaluation import coco_java
-from kosmos2_jax.evaluation.predictions import answers_of, read_predictions
+from kosmos2_jax.evaluation.predictions import answers_of, check_questions, read_predictions
 from kosmos2_jax.evaluation.results import Results, TaskReport
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.interop.checkpoint import Checkpoint
@@ -142,7 +142,6 @@ def evaluate(run: EvaluationRun, workdir: epath.PathLike) -> dict[str, TaskResul
         (workdir / METRICS_JSON).write_text(json.dumps(figures, indent=2) + "\n")
 
     first_does(write)
-    say(", ".join(f"{name} {value:.3f}" for name, value in figures.items() if "/" not in name))
     if not_measured:
         say(f"not measured, as files are missing: {', '.join(not_measured)}")
     say(f"report: {workdir / REPORT_HTML}")
@@ -194,7 +193,7 @@ def _measure(
 ) -> tuple[dict[str, TaskResult], dict[str, str]]:
     """Results by task; and why others have none, which a suite survives."""
     results, failed = {}, {}
-    for name in names:
+    for number, name in enumerate(names, 1):
         try:
             results[name] = measure(name)
         except DataError as error:
@@ -202,7 +201,15 @@ def _measure(
                 raise
             say(f"{name} is not measured: {error}")
             failed[name] = str(error)
+        else:
+            say(f"{number} of {len(names)}, {name}: {_told(name, results[name].metrics)}")
     return results, failed
+
+
+def _told(name: str, metrics: Mapping[str, float]) -> str:
+    """The figures of a task in a line, without those of groups."""
+    figures = {key.removeprefix(f"{name}_"): value for key, value in metrics.items()}
+    return ", ".join(f"{key} {value:.3f}" for key, value in figures.items() if "/" not in key)
 
 
 def _rescore(
@@ -215,7 +222,9 @@ def _rescore(
     size, limit = settings.model.vision.image_size, run.evaluation.examples
     scoring = TaskScoring(name, vocabulary, lengths, size, run.split, limit)
     file = Path(run.predictions) / f"{name}.jsonl"
-    return scoring.score(answers_of(scoring.ids, read_predictions(file, name), name))
+    predictions = read_predictions(file, name)
+    check_questions(scoring.questions, predictions, name)
+    return scoring.score(answers_of(scoring.ids, predictions, name))
 
 
 def _reports(results: Mapping[str, TaskResult]) -> list[TaskReport]:

@@ -16,23 +16,16 @@ from kosmos2_jax.data.choice_tasks import Chosen, Scores, add_choice_task, choic
 from kosmos2_jax.data.choices import Choice
 from kosmos2_jax.data.document_tasks import TaskSettings
 from kosmos2_jax.data.examples import Picture, Text
+from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.evaluation.means import Figure
 from kosmos2_jax.evaluation.roc import roc_auc
 from kosmos2_jax.grounding import tags
 
-LANGUAGE = (
-    "storycloze",
-    "hellaswag",
-    "winograd",
-    "winogrande",
-    "piqa",
-    "boolq",
-    "cb",
-    "copa",
-    "relative_size",
-    "memory_color",
-    "color_terms",
-)
+from .captioning import task_name
+
+LANGUAGE = ("storycloze", "hellaswag", "winograd", "winogrande", "piqa", "boolq", "cb", "copa")
+COMMON_SENSE = ("relative_size", "memory_color", "color_terms")
+LANGUAGE_SHOTS = (1, 4)  # spec section 5.6
 RATIONALE_PROMPT = "Introduce this picture in detail:"
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -40,8 +33,8 @@ _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nin
 def register(folder: Path, settings: TaskSettings) -> tuple[str, ...]:
     """Adds a task for each split of each set below `folder`; gives their names."""
     accuracy = {"choose": choose, "measure": choice_figures}
-    tasks = {benchmark: (benchmark, accuracy) for benchmark in (*LANGUAGE, "seed_bench")}
-    tasks["rendered_sst2"] = ("rendered_sst2", accuracy)
+    plain = (*LANGUAGE, *COMMON_SENSE, "seed_bench", "rendered_sst2")
+    tasks = {benchmark: (benchmark, accuracy) for benchmark in plain}
     rationale = accuracy | {"rationale_prompt": RATIONALE_PROMPT}
     tasks["rendered_sst2_rationale"] = ("rendered_sst2", rationale)
     memes = {"choose": choose, "measure": hateful_figures, "read": hatefulness}
@@ -49,10 +42,11 @@ def register(folder: Path, settings: TaskSettings) -> tuple[str, ...]:
     tasks["raven"] = ("raven", {"choose": choose_matrix, "measure": matrix_figures})
     names = []
     for task, (benchmark, parts) in tasks.items():
-        for split in BENCHMARKS[benchmark].splits:
-            names.append(f"{task}_{split}")
+        shots = (0, *LANGUAGE_SHOTS) if benchmark in LANGUAGE else (0,)
+        for split, count in itertools.product(BENCHMARKS[benchmark].splits, shots):
+            names.append(task_name(task, split, count))
             place = (benchmark, split, folder / benchmark)
-            add_choice_task(names[-1], *place, settings, **parts)
+            add_choice_task(names[-1], *place, settings, shots=count, **parts)
     return tuple(names)
 
 
@@ -75,8 +69,17 @@ def hatefulness(scores: Scores) -> float:
 def hateful_figures(
     targets: Sequence[ChoiceRecord], predictions: Sequence[float | None]
 ) -> dict[str, float]:
-    """ROC-AUC; where there are no scores, the picture is ranked as wrongly as can be."""
+    """ROC-AUC; where there are no scores, the picture is ranked as wrongly as can be.
+
+    Raises:
+      DataError: all pictures are hateful, or none.
+    """
     labels = [record.answer == 0 for record in targets]
+    if len(set(labels)) < 2:
+        raise DataError(
+            f"ROC-AUC compares hateful memes with others, but all {len(labels)} are alike: ask "
+            "more with evaluation.examples."
+        )
     worst = [-math.inf if label else math.inf for label in labels]
     found = [w if p is None else p for w, p in zip(worst, predictions, strict=True)]
     return {"roc_auc": roc_auc(labels, found)}

@@ -66,7 +66,11 @@ def _first_box(grid_size: int, output: str, record: ReferringRecord) -> Box | No
 def accuracy(
     targets: Sequence[ReferringRecord], predictions: Sequence[Box | None]
 ) -> dict[str, float]:
-    """Share of first boxes that hit."""
+    """Share of first boxes that hit.
+
+    A true box that reaches out of its picture is compared as it was annotated, as the official
+    script does (spec section 5.3), though what a model is taught or shown of it ends at the edge.
+    """
     return {"accuracy": box_metrics.rec_accuracy([r.box for r in targets], predictions)}
 
 

@@ -1,8 +1,8 @@
 """The commands on pages of docs/ are run, in the order of the page, on small data.
 
 Fenced blocks of "sh" are commands, of "python" programs. What a page speaks of is made by its
-function in `docs_pages.py`, which also makes commands small. All run in this process: to import
-JAX and TensorFlow for each of them would take longer than they do.
+function in `docs_pages.py`, which also makes commands small. What is Python runs in this process:
+to import JAX and TensorFlow for each of them would take longer than they do.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import configparser
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,8 +19,10 @@ from pathlib import Path
 import pytest
 
 from kosmos2_jax import cli
+from kosmos2_jax.training.settings import parse_command_line
 
 from . import docs_pages
+from .emulated_bucket import bucket  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -42,6 +45,13 @@ def run(command: str, small: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> 
     words = shlex.split(command)
     if words[:2] == ["pip", "install"]:
         check_extras(words[2:])
+        return
+    if words[0] == "gcloud" or words[0].startswith("tools/launch_"):
+        here = command.replace("tools/", f"{ROOT}/tools/", 1)
+        subprocess.run(["bash", "-c", here], check=True)
+        if "--" in words:  # what a host or worker would be told
+            monkeypatch.setattr(sys, "argv", ["train", *words[words.index("--") + 1 :]])
+            parse_command_line(sys.argv)
         return
     program = words[1:] if words[0] == "python" else words
     start = 2 if program[0] == "-m" else 1

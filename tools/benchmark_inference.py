@@ -13,6 +13,9 @@ the same tokens. The last line printed is JSON:
     int8 weights.
   seconds: of each, medians. tokens_per_second, weight_gib: of each kind of weights, one row.
   bandwidth_share: of the measured speed of memory, at which a step reads the decoder's weights.
+  bounds: the ratios that a program would reach here whose products with weights each ran as fast as
+    the fastest of either library alone, and that spent no time on anything else; of steps, one that
+    read the weights at the speed of memory.
   same_tokens: share of equal tokens. int8_kl: mean divergence of int8's next-token distributions
     from float32's, in nats, beside float32's mean entropy.
 
@@ -85,6 +88,7 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs all and gives what is printed."""
     import numpy as np
     import parity
+    from machine_bounds import memory_speed
 
     from kosmos2_jax.config import preset
 
@@ -122,7 +126,9 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
         ):
             runs.time(name, write, parts=("b1",))
     speeds.append(memory_speed())
-    return {**runs.ratios(), **found, **_use_of_memory(config, runs.seconds, weights, speeds)}
+    memory = _use_of_memory(config, runs.seconds, weights, speeds)
+    bounds = _bounds(config, runs.seconds[THEIRS], prompts, arguments, statistics.median(speeds))
+    return {**runs.ratios(), "bounds": bounds, **found, **memory}
 
 
 class _Runs:
@@ -182,29 +188,15 @@ class _Runs:
         return found
 
 
-def memory_speed() -> float:
-    """Bytes a second at which all cores together read half a GiB."""
-    import torch
-
-    values = torch.ones(2**27)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        values.sum()
-        times.append(time.perf_counter() - start)
-    return values.nbytes / statistics.median(times[1:])
-
-
 def _use_of_memory(
     config: Kosmos2Config,
     seconds: dict[str, dict[str, float]],
     weights: dict[str, float],
     speeds: list[float],
 ) -> dict[str, Any]:
-    decoder = config.decoder
-    width = decoder.hidden_size
-    read = decoder.num_layers * (4 * width**2 + 2 * width * decoder.mlp_dim)
-    read += decoder.vocab_size * width
+    from machine_bounds import step_weights
+
+    read = step_weights(config)
     sizes = {THEIRS: 4, THEIRS_BFLOAT16: 2, OURS: 4, OURS_INT8: 1}
     steps = {name: found["decode_b1"] for name, found in seconds.items() if "decode_b1" in found}
     speed = statistics.median(speeds)
@@ -216,8 +208,32 @@ def _use_of_memory(
         "bandwidth_share": {
             name: read * sizes[name] / step / speed for name, step in steps.items()
         },
-        "layers": decoder.num_layers,
+        "layers": config.decoder.num_layers,
     }
+
+
+def _bounds(
+    config: Kosmos2Config,
+    theirs: dict[str, float],
+    prompts: dict[str, list[Prompt]],
+    arguments: argparse.Namespace,
+    bytes_per_second: float,
+) -> dict[str, float]:
+    """The best ratios that this machine allows, see the top of this file."""
+    from machine_bounds import least_seconds, reading_products, step_weights
+
+    step = 4 * step_weights(config) / bytes_per_second
+    found = {}
+    for part, rows in prompts.items():
+        if part not in arguments.only:
+            continue
+        reading = least_seconds(reading_products(config, len(rows), len(rows[0].ids)))
+        if part == CAPTIONS:
+            found[part] = theirs[part] / (reading + (arguments.caption_tokens - 1) * step)
+        else:
+            found[f"prefill_{part}"] = theirs[f"prefill_{part}"] / reading
+            found[f"decode_{part}"] = theirs[f"decode_{part}"] / step
+    return found
 
 
 # transformers ---------------------------------------------------------------------------------

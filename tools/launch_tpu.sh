@@ -8,7 +8,7 @@ usage() {
 usage: tools/launch_tpu.sh --name=NAME --zone=ZONE --type=TYPE --version=VERSION [option ...] -- ARGUMENT ...
 
 Trains with `python -m kosmos2_jax.train --distributed ARGUMENT ...` on every worker of a Cloud TPU.
-Needs gcloud, logged in. --workdir must be a folder that all workers share.
+Needs gcloud, logged in. --workdir must be a folder that all workers share, or in a bucket.
 
   --name=NAME        of the TPU and of its queued resource
   --zone=ZONE        as us-west4-a
@@ -17,7 +17,9 @@ Needs gcloud, logged in. --workdir must be a folder that all workers share.
   --project=PROJECT  default: gcloud's own
   --spot             may be preempted: a new one is asked for, and the run goes on
   --retries=N        starts after failures that are no preemption (default 3); see below
-  --setup=COMMAND    runs on every worker before the installation, as to mount --workdir
+  --setup=COMMAND    runs on every worker before the installation, as to mount the data
+  --python=COMMAND   of the workers, 3.11 or newer (default python3; that of images with Ubuntu
+                     22.04 is older: let --setup install another)
   --keep             do not delete the TPU at the end
   --dry-run          print the commands and run none
 
@@ -78,8 +80,8 @@ install() {
   rm -f "$archive"
   on_all_workers "set -e; $setup
 mkdir -p kosmos2_jax; tar -xzf kosmos2_jax.tar.gz -C kosmos2_jax; cd kosmos2_jax
-test -d .venv || python3 -m venv .venv
-.venv/bin/pip install --quiet --constraint constraints.txt '.[train,tpu]'"
+test -d .venv || $python -m venv .venv
+.venv/bin/pip install --quiet --constraint constraints.txt '.[train,tpu,gcs]'"
 }
 
 # Leaves the training's own status in `status`: what ssh to many workers gives is not that.
@@ -93,7 +95,7 @@ status=\$?; echo \$status > ../kosmos2_status; exit \$status" || status=$?
   fi
 }
 
-name='' zone='' type='' version='' setup=':' dry_run=no keep=no retries=3
+name='' zone='' type='' version='' setup=':' python=python3 dry_run=no keep=no retries=3
 spot=() project=()
 while (($#)); do
   case $1 in
@@ -105,6 +107,7 @@ while (($#)); do
     --spot) spot=(--spot) ;;
     --retries=*) retries=${1#*=} ;;
     --setup=*) setup=${1#*=} ;;
+    --python=*) python=${1#*=} ;;
     --keep) keep=yes ;;
     --dry-run) dry_run=yes ;;
     --help | -h)

@@ -1,10 +1,12 @@
 """Checks the download of a benchmark before a model is measured on it.
 
-    python tools/prepare_eval.py TASK --from DIR [--split SPLIT]
+    python tools/prepare_eval.py TASK --from DIR [--split SPLIT] [--tfds DATA_DIR]
 
 says which files are missing and where they come from, or reads all examples, tells how many there
-are, and names those that cannot be asked (a missing picture, a box without area, ...). The last
-line printed is JSON. The exit status is 1 if files are missing or are other ones.
+are, and names those that cannot be asked (a missing picture, a box without area, ...). With --tfds
+files that are missing are written out of what tensorflow-datasets has prepared; nothing is
+downloaded. The last line printed is JSON. The exit status is 1 if files are missing or are other
+ones.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from kosmos2_jax.data.benchmarks import BENCHMARKS, Benchmark
 from kosmos2_jax.data.benchmarks.reading import Reading
 from kosmos2_jax.errors import Kosmos2Error
+from kosmos2_jax.startup import prepare_environment
 
 _PROG = "prepare_eval.py"
 _SHOWN_PROBLEMS = 10
@@ -31,6 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     split = args.split or benchmark.splits[0]
     try:
         missing = benchmark.missing(args.folder, split)
+        if missing and args.tfds:
+            prepare_environment()
+            from kosmos2_jax.data.tfds_benchmarks import write_published  # takes seconds
+
+            write_published(args.task, split, args.tfds.expanduser(), args.folder)
+            missing = benchmark.missing(args.folder, split)
         if missing:
             say_missing(benchmark, args.folder, split, missing)
             print(json.dumps({"task": args.task, "split": split, "missing": missing}))
@@ -61,6 +70,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--from", dest="folder", type=Path, required=True, metavar="DIR", help="of the download"
     )
     parser.add_argument("--split", help="which split (the usual one by default)")
+    parser.add_argument(
+        "--tfds", type=Path, metavar="DATA_DIR", help="usually ~/tensorflow_datasets"
+    )
     return parser.parse_args(argv)
 
 

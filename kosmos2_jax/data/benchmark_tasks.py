@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -21,7 +23,7 @@ from kosmos2_jax.data.choices import CANDIDATES, longest, read_rows
 from kosmos2_jax.data.demonstrations import Demonstrations
 from kosmos2_jax.data.document_tasks import TRUTH, TaskSettings
 from kosmos2_jax.data.examples import Example, encode_example
-from kosmos2_jax.data.features import EXAMPLE_ID, output_features
+from kosmos2_jax.data.features import EXAMPLE_ID, QUESTION, output_features
 from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.errors import BoxError, MarkupError
 from kosmos2_jax.grounding.boxes import Box
@@ -141,8 +143,8 @@ def register_task(
         def encoded(identity: bytes) -> tuple[Any, ...]:
             record = asked().records[identity.decode()]
             features = encode(record)
-            _check_lengths(name, record.id, features, sequence_length or {})
-            return (*features.values(), json.dumps(record.id).encode())
+            _check_lengths(name, record.id, features, sequence_length or {}, settings)
+            return (*features.values(), json.dumps(record.id).encode(), _digest(features))
 
         return dataset.map(functools.partial(_features, encoded, more))
 
@@ -194,7 +196,7 @@ def ask_records(
       check: raises `MarkupError` or `BoxError` for a record that cannot be asked.
 
     Raises:
-      DataError: a file is missing or is another one.
+      DataError: a file is missing or is another one, or nothing in it can be asked.
     """
     entry = BENCHMARKS[benchmark]
     missing = entry.missing(folder, split)
@@ -211,6 +213,11 @@ def ask_records(
             problems.append(Problem(record.id, str(error)))
         else:
             records[record.id] = record
+    if not records:
+        raise DataError(
+            f"None of the {len(problems):,} examples of {benchmark}, split {split}, can be asked; "
+            f"the last one, {problems[-1].id}: {problems[-1].reason}"
+        )
     return AskedRecords(records, tuple(problems))
 
 
@@ -227,9 +234,18 @@ def read_picture(path: str) -> bytes:
 
 
 def _check_lengths(
-    name: str, identity: str, features: Mapping[str, Any], limits: Mapping[str, int]
+    name: str,
+    identity: str,
+    features: Mapping[str, Any],
+    limits: Mapping[str, int],
+    settings: TaskSettings,
 ) -> None:
-    tokens = len(features["targets"])
+    tokens, most = len(features["targets"]), settings.encode.max_tokens
+    if tokens > most:
+        raise DataError(
+            f"Example {identity!r} of {name} has {tokens:,} tokens, more than the {most:,} that "
+            "the model reads: leave the task out of evaluation.tasks."
+        )
     if CANDIDATES in features:
         tokens = max(tokens, longest(read_rows(features[CANDIDATES])))
     if tokens > limits.get("targets", tokens):
@@ -245,6 +261,16 @@ def _check_lengths(
         )
 
 
+def _digest(features: Mapping[str, Any]) -> bytes:
+    """Of what is asked: candidates with their prompts, or else the prompt; and pictures."""
+    first = int(np.argmax(features["loss_weights"] > 0))
+    asked = features.get(CANDIDATES, features["targets"][:first].tobytes())
+    digest = hashlib.blake2b(asked, digest_size=8)
+    for picture in features["images"]:
+        digest.update(hashlib.blake2b(picture, digest_size=8).digest())
+    return digest.hexdigest().encode()
+
+
 def _features(
     encode: Callable[[bytes], tuple[Any, ...]],
     more: Mapping[str, tf.DType],
@@ -256,7 +282,7 @@ def _features(
         "image_slots": tf.int32,
         "images": tf.string,
     }
-    single = {**more, TRUTH: tf.string}
+    single = {**more, TRUTH: tf.string, QUESTION: tf.string}
     found = tf.numpy_function(
         encode, [given["id"]], [*types.values(), *single.values()], stateful=False
     )

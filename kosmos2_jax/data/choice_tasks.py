@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,9 +24,12 @@ from kosmos2_jax.data.benchmark_tasks import (
     read_picture,
     register_task,
 )
+from kosmos2_jax.data.benchmarks import BENCHMARKS
 from kosmos2_jax.data.benchmarks.records import ChoiceRecord, Record
 from kosmos2_jax.data.choices import CANDIDATES, CONSTRAINED, RATIONALE, Choice, encode_choices
+from kosmos2_jax.data.demonstrations import Demonstrations
 from kosmos2_jax.data.document_tasks import TaskSettings
+from kosmos2_jax.data.examples import Example
 from kosmos2_jax.evaluation.candidates import MEAN, SUM, best_candidate
 from kosmos2_jax.evaluation.means import Figure, means_by_group
 
@@ -55,6 +58,7 @@ def add_choice_task(
     measure: Measure[R],
     read: Callable[[Scores], Any] | None = None,
     rationale_prompt: str = "",
+    shots: int = 0,
 ) -> None:
     """Adds a task that scores candidates; see `add_benchmark_task`.
 
@@ -68,6 +72,7 @@ def add_choice_task(
       measure: see `Measure`; predictions are None where there are no scores.
       read: what the scores say; `Chosen` by default.
       rationale_prompt: see `kosmos2_jax.data.choices.encode_choices`.
+      shots: see `add_benchmark_task`; demonstrations stand before every candidate alike.
     """
 
     def read_scores(output: str, record: R) -> Any:
@@ -80,6 +85,7 @@ def add_choice_task(
         settings,
         choose,
         {"read": read_scores, "measure": measure, "more": more},
+        shots,
         rationale_prompt=rationale_prompt,
     )
 
@@ -110,21 +116,38 @@ def _add(
     settings: TaskSettings,
     choose: Choose[R],
     parts: dict[str, Any],
+    shots: int = 0,
     **kind: Any,
 ) -> None:
+    benchmark, split, folder = place
+    train = BENCHMARKS[benchmark].train
+
+    def demonstration(record: R, picture: Callable[[str], bytes] = read_picture) -> Example:
+        choices, answer = choose(record, picture)
+        which, number = divmod(answer, len(choices[0].answers))
+        return choices[which].example(number)
+
+    def to_draw_from() -> Collection[R]:
+        check = functools.partial(demonstration, picture=str.encode)
+        return ask_records(benchmark, folder, train, check).records.values()
+
+    shown = Demonstrations(
+        to_draw_from, demonstration, shots, settings.seed, among_asked=train == split
+    )
+
     def encode(record: R, picture: Callable[[str], bytes] = read_picture) -> dict[str, Any]:
         choices, answer = choose(record, picture)
-        latents = settings.encode.num_latents
-        return encode_choices(choices, answer, settings.vocabulary, latents, **kind)
-
-    benchmark, split, folder = place
+        before = shown.before(record.id)
+        choices = [Choice((*before, *choice.prompt), choice.answers) for choice in choices]
+        limits = settings.encode.num_latents, settings.encode.max_tokens
+        return encode_choices(choices, answer, settings.vocabulary, *limits, **kind)
 
     @functools.cache
     def asked() -> AskedRecords[R]:
         # A path stands for its picture.
         return ask_records(benchmark, folder, split, lambda record: encode(record, str.encode))
 
-    task = BenchmarkTask(benchmark, split, folder, asked)
+    task = BenchmarkTask(benchmark, split, folder, asked, shots=shots)
     register_task(name, task, settings, encode=encode, **parts)
 
 

@@ -78,6 +78,7 @@ def encode_choices(
     shown: int,
     vocabulary: Kosmos2Vocabulary,
     num_latents: int,
+    max_tokens: int,
     *,
     ends: bool = False,
     rationale_prompt: str = "",
@@ -89,6 +90,7 @@ def encode_choices(
       shown: which candidate, counted over all choices, is the example's text.
       vocabulary: of the model.
       num_latents: slots a picture takes.
+      max_tokens: of a prompt with one of its candidates at most.
       ends: whether a candidate is a whole answer: `</s>` after it is scored too, and the most
         likely one is written.
       rationale_prompt: if not empty, what follows the pictures instead of the prompt's words; what
@@ -99,10 +101,12 @@ def encode_choices(
       pictures of all choices, and `CANDIDATES`, `RATIONALE`, `CONSTRAINED` where they apply.
 
     Raises:
-      MarkupError: a text holds a tag, or a candidate has no tokens.
+      MarkupError: a text holds a tag, a candidate has no tokens, or there are too many.
     """
     pictures: dict[bytes, int] = {}
     rows = [_encode_row(choice, pictures, vocabulary, num_latents, ends) for choice in choices]
+    if (tokens := longest(rows)) > max_tokens:
+        raise MarkupError(f"{tokens:,} tokens are more than the {max_tokens:,} that are read.")
     which, answer = divmod(shown, len(choices[0].answers))
     choice = choices[which]
     if rationale_prompt:

@@ -18,9 +18,9 @@ R = TypeVar("R", bound=Record)
 class Demonstrations(Generic[R]):
     """Examples with their answers, drawn anew for each question but always the same ones for it.
 
-    How the papers parted demonstrations from one another is not published (spec section 5.4): here
-    each begins with its picture and nothing stands between them, as in the official reader of such
-    prompts (spec section 5.1).
+    How the papers parted demonstrations from one another is not published (spec sections 5.4 and
+    5.6): here each begins with its picture, if it has one, and nothing but the space between words
+    stands between them, as in the official reader of such prompts (spec section 5.1).
     """
 
     def __init__(
@@ -29,6 +29,8 @@ class Demonstrations(Generic[R]):
         build: Callable[[R], Example],
         count: int,
         seed: int,
+        *,
+        among_asked: bool = False,
     ) -> None:
         """Reads nothing yet.
 
@@ -37,8 +39,11 @@ class Demonstrations(Generic[R]):
           build: makes the example of a record, whose answer is text.
           count: of demonstrations before each question; 0 for none.
           seed: of the choice.
+          among_asked: whether what is asked is among the records; it is never its own
+            demonstration.
         """
         self._build, self._count, self._seed = build, count, seed
+        self._among_asked = among_asked
         self._records = functools.cache(lambda: tuple(read()))
 
     def before(self, identity: str) -> tuple[Picture | Text | Boxes, ...]:
@@ -54,7 +59,7 @@ class Demonstrations(Generic[R]):
 
     def _draw(self, identity: str) -> list[int]:
         size = len(self._records())
-        if size < self._count:
+        if size - self._among_asked < self._count:
             raise DataError(
                 f"The training split has {size} examples, fewer than the {self._count} that are to "
                 "be shown: get it again, or ask with fewer."
@@ -62,7 +67,9 @@ class Demonstrations(Generic[R]):
         drawn: dict[int, None] = {}
         tries = 0
         while len(drawn) < self._count:
-            drawn[int(size * chance(self._seed, "demonstration", identity, tries))] = None
+            number = int(size * chance(self._seed, "demonstration", identity, tries))
+            if not (self._among_asked and self._records()[number].id == identity):
+                drawn[number] = None
             tries += 1
         return list(drawn)
 

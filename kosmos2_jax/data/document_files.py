@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from kosmos2_jax.data.documents import Document, to_tf_example
+from kosmos2_jax.data.tf_records import TFRecordWriter
 
 # Of what the files hold; those of another version are written anew.
 _VERSION = 1
@@ -135,9 +136,7 @@ def _write_shards(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Deals documents to the shards in turn, as cards."""
-    import tensorflow as tf
-
-    writers = [tf.io.TFRecordWriter(str(file)) for file in files]
+    writers = [TFRecordWriter(file) for file in files]
     written = 0
     for chunk in chunks:
         for document in chunk:

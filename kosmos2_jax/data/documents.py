@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from kosmos2_jax.data.skips import DataError
+from kosmos2_jax.data.tf_records import make_example, parse_example
 
 KINDS = ("text", "caption", "grounded", "interleaved", "instruction", "scene")
 
@@ -55,8 +56,6 @@ def to_tf_example(document: Document) -> bytes:
     Raises:
       DataError: the document is of an unknown kind, or JSON or UTF-8 cannot hold its content.
     """
-    from tensorflow.train import BytesList, Example, Feature, Features
-
     if document.kind not in KINDS:
         raise DataError(
             f"Document {document.key!r} of {document.source!r} is of unknown kind "
@@ -75,11 +74,7 @@ def to_tf_example(document: Document) -> bytes:
         raise DataError(
             f"Document {document.key!r} of {document.source!r} cannot be stored: {error}."
         ) from None
-    features = {
-        "images": Feature(bytes_list=BytesList(value=document.images)),
-        "document": Feature(bytes_list=BytesList(value=[text])),
-    }
-    return Example(features=Features(feature=features)).SerializeToString()
+    return make_example({"images": document.images, "document": [text]})
 
 
 def from_tf_example(serialised: bytes) -> Document:
@@ -88,25 +83,22 @@ def from_tf_example(serialised: bytes) -> Document:
     Raises:
       DataError: these bytes are no such record.
     """
-    from google.protobuf.message import DecodeError
-    from tensorflow.train import Example
-
     try:
-        features = Example.FromString(serialised).features.feature
-        fields = json.loads(features["document"].bytes_list.value[0])
+        features = parse_example(serialised)
+        fields = json.loads(features["document"][0])
         kind, source, key, size = (fields[name] for name in ("kind", "source", "key", "size"))
         # All that counts and messages rest upon. What is in the content, its encoder looks at.
         if not all(isinstance(name, str) for name in (kind, source, key)):
             raise TypeError
         return Document(
             kind=kind,
-            images=tuple(features["images"].bytes_list.value),
+            images=features.get("images", ()),
             content=fields["content"],
             size=None if size is None else (size[0], size[1]),
             source=source,
             key=key,
         )
-    except (DecodeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
+    except (IndexError, KeyError, TypeError, ValueError, RecursionError):
         raise DataError(
             "A record is damaged or was not written by tools/prepare_data.py: prepare its source "
             "again."

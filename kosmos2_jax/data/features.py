@@ -12,6 +12,9 @@ from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
 # A feature that tasks may have besides, tf.string []: what predictions of an example are saved
 # under. Without it that is the example's place.
 EXAMPLE_ID = "id"
+# Another one, tf.string []: a digest of what the model is asked, pictures included, by which saved
+# predictions are known to be of this very question.
+QUESTION = "question"
 
 
 def output_features(vocabulary: Kosmos2Vocabulary) -> Mapping[str, seqio.Feature]:

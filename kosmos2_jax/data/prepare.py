@@ -16,11 +16,9 @@ Nothing here needs Beam; `tools/prepare_data.py` runs it there.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -34,6 +32,8 @@ from kosmos2_jax.data.readers import FORMATS
 from kosmos2_jax.data.readers.base import Reading, Share
 from kosmos2_jax.data.readers.pictures import PictureRules
 from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP, DataError, Skips
+from kosmos2_jax.data.tf_records import TFRecordWriter
+from kosmos2_jax.interop.files import as_path, in_bucket
 
 # Of readers and records; shards of another version are not mixed with new ones.
 VERSION = 1
@@ -143,7 +143,7 @@ def make_plan(
     Args:
       format: a name in `kosmos2_jax.data.readers.FORMATS`.
       inputs: files, globs or folders; names for the format "tfds".
-      out: folder of the output.
+      out: folder of the output, on a disk or, as gs://BUCKET/FOLDER, in a bucket.
       options: settings of the format; its defaults if None.
       pictures: what pictures must be and how they are stored; as they are if None.
       source: its name; that of the output folder by default.
@@ -154,7 +154,10 @@ def make_plan(
 
     Raises:
       DataError: an input is not there or empty.
+      ConfigError: `out` is in a bucket, and what buckets need is not installed.
     """
+    if in_bucket(out):
+        out = str(as_path(out))
     options = FORMATS[format].options() if options is None else options
     paths = FORMATS[format].find(inputs, options)
     if len(set(paths)) < len(paths):
@@ -237,9 +240,6 @@ def convert(plan: Plan, index: int) -> None:
 
 def _write_shard(plan: Plan, index: int, file: epath.Path) -> dict[str, Any] | None:
     """Writes the records of a shard; gives its counts, or None if it was told to stop."""
-    with _native_messages_dropped():
-        import tensorflow as tf
-
     path, share = divmod(index, plan.shares)
     reading = Reading(
         plan.read_as,
@@ -252,7 +252,7 @@ def _write_shard(plan: Plan, index: int, file: epath.Path) -> dict[str, Any] | N
     if plan.stage is not None:
         found = plan.stage.run(found, plan.source, reading.skips, plan.shards[index])
     num_bytes, reported = 0, time.monotonic()
-    with tf.io.TFRecordWriter(str(file)) as writer:
+    with TFRecordWriter(file) as writer:
         for document in found:
             record = documents.to_tf_example(document)
             writer.write(record)
@@ -263,21 +263,6 @@ def _write_shard(plan: Plan, index: int, file: epath.Path) -> dict[str, Any] | N
                 _write_json(plan.mark("partial", index), _counts(reading.skips, num_bytes))
                 reported = time.monotonic()
     return _counts(reading.skips, num_bytes)
-
-
-@contextlib.contextmanager
-def _native_messages_dropped() -> Iterator[None]:
-    """Drops what libraries write to stderr past Python: TensorFlow cannot be told to import
-    silently, and a dozen processes that do it bury the progress.
-    """
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
 
 
 def _counts(skips: Skips, num_bytes: int) -> dict[str, Any]:

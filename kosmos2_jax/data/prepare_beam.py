@@ -7,15 +7,21 @@ import functools
 import json
 import logging
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kosmos2_jax.data import prepare
 from kosmos2_jax.data.skips import NewReasons
 from kosmos2_jax.errors import ConfigError, Kosmos2Error
 from kosmos2_jax.startup import prepare_environment
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import PipelineRunner
 
 _LOCAL_RUNNER = "DirectRunner"
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -119,32 +125,65 @@ def run_pipeline(
 ) -> None:
     """Converts these shards of a plan with Apache Beam."""
     beam = import_beam()
-    with beam.Pipeline(**runner_and_options(beam_flags, min(processes, len(todo)))) as pipeline:
-        shards = pipeline | beam.Create(list(todo)) | beam.Reshuffle()
-        shards | beam.Map(functools.partial(prepare.convert, plan))
+    processes = min(processes, len(todo))
+    options = make_options(beam_flags, processes)
+    if not is_local(options):
+        with beam.Pipeline(options=options) as pipeline:
+            shards = pipeline | beam.Create(list(todo)) | beam.Reshuffle()
+            shards | beam.Map(functools.partial(prepare.convert, plan))
+        return
+    # The local runner deals everything out at once, and shards differ: so each of its processes
+    # gets one element, and takes one shard after the other.
+    with tempfile.TemporaryDirectory() as taken:
+        with beam.Pipeline(runner=local_runner(options), options=options) as pipeline:
+            turns = pipeline | beam.Create([list(todo)] * processes) | beam.Reshuffle()
+            turns | beam.Map(functools.partial(convert_free, plan, taken))
 
 
-def runner_and_options(beam_flags: Sequence[str], processes: int) -> dict[str, Any]:
-    """Returns the arguments of a Beam pipeline.
+def convert_free(plan: prepare.Plan, taken: str, todo: Sequence[int]) -> None:
+    """Converts those of the shards that no other process of this machine has taken.
 
-    Beam's DirectRunner would first try to download another runner; it itself, and the only part
-    of it that has several processes, is the FnApiRunner.
+    Args:
+      plan: what is prepared.
+      taken: an empty folder that all these processes see.
+      todo: shards.
     """
-    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    for index in todo:
+        try:
+            Path(taken, str(index)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        prepare.convert(plan, index)
+
+
+def make_options(beam_flags: Sequence[str], processes: int) -> PipelineOptions:
+    """Beam's options; so many processes on this machine, where they name no other runner."""
+    from apache_beam.options.pipeline_options import PipelineOptions
 
     local = ["--direct_running_mode=multi_processing", f"--direct_num_workers={processes}"]
-    quiet = ["--default_sdk_harness_log_level=ERROR"]
-    options = PipelineOptions([*local, *quiet, *beam_flags])
-    if options.view_as(StandardOptions).runner not in (None, _LOCAL_RUNNER):
-        return {"options": options}
+    return PipelineOptions([*local, "--default_sdk_harness_log_level=ERROR", *beam_flags])
+
+
+def is_local(options: PipelineOptions) -> bool:
+    """Whether everything runs on this machine."""
+    from apache_beam.options.pipeline_options import StandardOptions
+
+    return options.view_as(StandardOptions).runner in (None, _LOCAL_RUNNER)
+
+
+def local_runner(options: PipelineOptions) -> PipelineRunner:
+    """Beam's runner for this machine.
+
+    Its DirectRunner would first try to download another runner; it itself, and the only part of it
+    that has several processes, is the FnApiRunner.
+    """
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
 
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
-    runner = fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
-    return {"runner": runner, "options": options}
+    return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
 
 
 @contextlib.contextmanager
@@ -152,11 +191,12 @@ def progress_lines(plan: prepare.Plan, max_skipped: float) -> Iterator[None]:
     """Tells now and then how far the run is, and stops it when too much is bad."""
     done = threading.Event()
     watch = prepare.Watch(plan)
+    skips = watch.look().skips
+    before, reasons = skips.num_kept(plan.source), NewReasons(skips)
+    began = time.monotonic()
 
     def follow() -> None:
-        began = told = time.monotonic()
-        skips = watch.look().skips
-        before, reasons = skips.num_kept(plan.source), NewReasons(skips)
+        told = began
         while not done.wait(_SECONDS_BETWEEN_LOOKS):
             progress = watch.stop_if_bad(max_skipped)
             for line in reasons.lines(progress.skips):

@@ -4,9 +4,10 @@
     {"task": "copa", "id": "3", "scores": [[-0.2, -1.5], [-0.4]]}
     {"task": "refcoco_val", "id": "13", "error": "broken picture"}
 
-`output` is markup, `scores` are natural log-probabilities of the tokens of each candidate. Within
-the program an answer is always text: `scores` are then their JSON, and what cannot be scored is
-empty, which every task counts as wrong.
+`output` is markup, `scores` are natural log-probabilities of the tokens of each candidate. A
+"question", where a line has one, is a digest of what was asked: it answers nothing else. Within the
+program an answer is always text: `scores` are then their JSON, and what cannot be scored is empty,
+which every task counts as wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import collections
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,14 @@ class Prediction:
       output: markup; None where there are scores or an error.
       scores: of each candidate's tokens.
       error: why there is no answer.
+      question: digest of what was asked; None where it was not noted.
     """
 
     id: str
     output: str | None = None
     scores: Sequence[Sequence[float]] | None = None
     error: str | None = None
+    question: str | None = None
 
     @property
     def answer(self) -> str:
@@ -61,7 +64,12 @@ class Prediction:
 
     def to_line(self, task: str) -> str:
         """The line, without its end."""
-        fields = {"output": self.output, "scores": self.scores, "error": self.error}
+        fields = {
+            "question": self.question,
+            "output": self.output,
+            "scores": self.scores,
+            "error": self.error,
+        }
         told = {name: value for name, value in fields.items() if value is not None}
         return json.dumps({"task": task, "id": self.id, **told}, ensure_ascii=False)
 
@@ -75,7 +83,8 @@ class Prediction:
         try:
             fields = json.loads(line)
             identity, of = fields["id"], fields["task"]
-            found = cls(str(identity), *(fields.get(n) for n in ("output", "scores", "error")))
+            told = ("output", "scores", "error", "question")
+            found = cls(str(identity), *(fields.get(name) for name in told))
             found._check()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise PredictionError(
@@ -92,6 +101,8 @@ class Prediction:
         if len(given) != 1:
             raise ValueError
         if self.scores is None and not isinstance(given[0], str):
+            raise TypeError
+        if not isinstance(self.question, str | None):
             raise TypeError
         for candidate in self.scores or ():
             for value in candidate:
@@ -177,6 +188,29 @@ class Answers:
 
     texts: list[str]
     problems: dict[str, str]
+
+
+def check_questions(
+    questions: Mapping[str, str], predictions: Iterable[Prediction], task: str
+) -> None:
+    """Makes sure that predictions answer what is asked now.
+
+    Args:
+      questions: digests by id of the example; those of other ids are not known.
+      predictions: of which those that note no question are taken on trust.
+      task: named in errors.
+
+    Raises:
+      PredictionError: some answer other questions.
+    """
+    told = [(p.id, p.question) for p in predictions if p.question is not None]
+    others = [identity for identity, digest in told if questions.get(identity, digest) != digest]
+    _refuse(
+        task,
+        others,
+        "whose questions have changed: its files, pictures or demonstrations were others then; put "
+        "them back, or ask anew in another folder",
+    )
 
 
 def answers_of(ids: Sequence[str], predictions: Iterable[Prediction], task: str) -> Answers:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kosmos2_jax.data.grit_builder.detectors import Detections, DetectorError, Query
 from kosmos2_jax.errors import CheckpointError, MarkupError
+from kosmos2_jax.grounding.boxes import Box
 from kosmos2_jax.inference.predictor import Predictor
 
 
@@ -44,17 +45,19 @@ class Kosmos2Detector:
         self._predictor = predictor
 
     def detect(self, queries: Sequence[Query]) -> list[Detections]:
-        """Answers one phrase after the other. A phrase with a tag in it has no box."""
-        return [self._of(query) for query in queries]
-
-    def _of(self, query: Query) -> Detections:
-        found = []
-        for number, phrase in enumerate(query.phrases):
-            try:
-                spans = self._predictor.ground(query.image, phrase).spans
-            except MarkupError:
-                continue  # "<", which no phrase with a box may hold
-            for span in spans:
+        """Answers all phrases together. A phrase with a tag in it has no box."""
+        asked, questions = [], []
+        for place, query in enumerate(queries):
+            for number, phrase in enumerate(query.phrases):
+                try:
+                    questions.append(self._predictor.questions.ground(query.image, phrase))
+                except MarkupError:
+                    continue  # "<", which no phrase with a box may hold
+                asked.append((place, number))
+        found: list[list[tuple[int, Box, float]]] = [[] for _ in queries]
+        answers = self._predictor.answer(questions)
+        for (place, number), (answer,) in zip(asked, answers, strict=True):
+            for span in answer.spans:
                 boxes = zip(span.boxes, span.scores, strict=True)
-                found += [(number, box, score) for box, score in boxes]
-        return Detections.of(found)
+                found[place] += [(number, box, score) for box, score in boxes]
+        return [Detections.of(of_query) for of_query in found]

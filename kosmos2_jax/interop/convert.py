@@ -150,7 +150,7 @@ def convert(
     With an adapter the whole model is in memory.
 
     Args:
-      src: a folder or a `.pt` file of any format.
+      src: a folder or a `.pt` file of any format; a folder of ours may lie in a bucket.
       dst: the folder to create; for fairseq also a `.pt` file.
       to: "hugging_face" (or "hf"), "fairseq" or "orbax".
       tokenizer: see `load`.
@@ -163,7 +163,7 @@ def convert(
       CheckpointError: an unknown format, a source that cannot be read, or a destination that
         exists or cannot hold the model. `dst` is then as it was before.
     """
-    src, dst = Path(src), Path(dst)
+    src, dst = as_path(src) if in_bucket(src) else Path(src), Path(dst)
     if to not in ALIASES:
         raise CheckpointError(f"unknown format {to!r}; known: hf, fairseq, orbax")
     _check_paths(src, dst, overwrite)
@@ -195,10 +195,12 @@ def convert(
     )
 
 
-def _check_paths(src: Path, dst: Path, overwrite: bool) -> None:
+def _check_paths(src: PathLike, dst: Path, overwrite: bool) -> None:
     """Refuses before anything large is read."""
     if dst.suffix != ".pt":
         check_destination(dst, overwrite)
+    if in_bucket(src):
+        return
     source, destination = src.resolve(), dst.resolve()
     if source == destination or destination in source.parents or source in destination.parents:
         raise CheckpointError(f"{dst} and {src} lie in one another; choose another folder")

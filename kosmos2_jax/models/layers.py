@@ -17,7 +17,13 @@ from jaxtyping import Array, Float
 from kosmos2_jax.config import ATTENTION, FULL, MINIMAL, NONE
 from kosmos2_jax.models.attention_kernels import ATTENTION_OUTPUT
 from kosmos2_jax.models.initializers import torch_linear
-from kosmos2_jax.models.products import Kernel, product, trained_product
+from kosmos2_jax.models.products import (
+    Kernel,
+    column_sums,
+    product,
+    trained_product,
+    weighted_means,
+)
 from kosmos2_jax.partitioning import gather
 
 
@@ -111,11 +117,11 @@ def _normalize_backward(
     epsilon: float, kept: tuple[Array | np.ndarray, ...], gradient: Array
 ) -> tuple[Array, Array, Array]:
     x, scale, mean, inverse = kept
-    normal, inner = (x.astype(jnp.float32) - mean) * inverse, gradient * scale
-    along = normal * (normal * inner).mean(-1, keepdims=True)
-    of_x = inverse * (inner - inner.mean(-1, keepdims=True) - along)
-    batch = tuple(range(gradient.ndim - 1))
-    return of_x.astype(x.dtype), (gradient * normal).sum(batch), gradient.sum(batch)
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    along = gradient * normal
+    of_normal = gradient * scale - weighted_means(gradient, scale)
+    of_x = inverse * (of_normal - normal * weighted_means(along, scale))
+    return of_x.astype(x.dtype), column_sums(along), column_sums(gradient)
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)

@@ -21,6 +21,7 @@ from kosmos2_jax.config import Kosmos2Config
 from kosmos2_jax.errors import CheckpointError
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.interop import clip, convert
+from kosmos2_jax.interop.files import in_bucket
 from kosmos2_jax.interop.layout import flatten, nest
 from kosmos2_jax.interop.names import HUGGING_FACE, Shape
 from kosmos2_jax.training.run_config import InitFromConfig
@@ -105,21 +106,24 @@ def init_params(
       CheckpointError: it cannot be read, lacks parameters that `allow_missing` does not name, has
         them in sizes that cannot be fitted, or computes with other heads.
     """
-    source = open_weights(Path(settings.path), config)
+    source = open_weights(settings.path, config)
     found, plan = {}, _Plan(source, config, vocabulary, settings)
     for path, leaf in flatten(params).items():
         found[path] = _placed(path, leaf, plan)
     return nest(found), plan.report()
 
 
-def open_weights(path: Path, config: Kosmos2Config) -> Weights:
+def open_weights(path: str, config: Kosmos2Config) -> Weights:
     """A checkpoint of any kind; tensors stay on disk until asked for.
+
+    A folder of ours may lie in a bucket.
 
     Raises:
       CheckpointError: it cannot be read.
     """
-    if path.exists() and clip.is_clip(path):
-        tower = clip.read_tower(path, config)
+    local = Path(path)
+    if not in_bucket(path) and local.exists() and clip.is_clip(local):
+        tower = clip.read_tower(local, config)
         kind = f"CLIP's vision tower, {tower.layout}'s layout"
         return Weights(kind, tower.params, tower.shapes, tower.unused)
     kind = convert.detect_format(path)

@@ -84,19 +84,28 @@ class AdamState(NamedTuple):
     second: optax.Updates
 
 
-def scale_by_reference_adam(config: OptimizerConfig) -> optax.GradientTransformation:
-    """`sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)`: epsilon before bias correction."""
+def scale_by_reference_adam(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """`sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)`: epsilon before bias correction.
+
+    With the extra argument `finite`, a scalar, the state stays what it was where that is False.
+    """
 
     def init(params):
         zeros = jax.tree.map(jnp.zeros_like, params)
         return AdamState(jnp.zeros([], jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads, state, params=None):
-        del params
+    def update(grads, state, params=None, *, finite=True, **others):
+        del params, others
         b1, b2 = config.beta1, config.beta2
-        first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.first, grads)
-        second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.second, grads)
-        count = state.count + 1
+
+        def move(beta, old, new):
+            # Chosen here, not by the caller: XLA on CPU would compute the update from copies of
+            # the old moments beside the new ones.
+            return jnp.where(finite, beta * old + (1 - beta) * new, old)
+
+        first = jax.tree.map(lambda m, g: move(b1, m, g), state.first, grads)
+        second = jax.tree.map(lambda v, g: move(b2, v, g * g), state.second, grads)
+        count = state.count + jnp.asarray(finite, jnp.int32)
         t = count.astype(jnp.float32)
         size = jnp.sqrt(1 - b2**t) / (1 - b1**t)
         updates = jax.tree.map(
@@ -104,7 +113,7 @@ def scale_by_reference_adam(config: OptimizerConfig) -> optax.GradientTransforma
         )
         return updates, AdamState(count, first, second)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def updates_made(opt_state: optax.OptState) -> int:

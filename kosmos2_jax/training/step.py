@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kosmos2_jax.partitioning import constrain
 from kosmos2_jax.training.groups import ParameterGroups, find_groups
+from kosmos2_jax.training.optimizer import AdamState
 from kosmos2_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -45,7 +46,7 @@ def make_train_step(
 
     Args:
       loss_fn: sums over the rows it is given.
-      optimizer: of the parameters.
+      optimizer: of the parameters; told as an extra argument, `finite`, if the update counts.
       shardings: of the state.
       batch_sharding: of the batch.
       seed: of dropout.
@@ -55,6 +56,8 @@ def make_train_step(
         `gradient_norm/NAME`; by default everything is, part by part.
       ema_decay: of the average of the trained parameters, see `RunConfig`; 0 for none.
     """
+
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -71,18 +74,23 @@ def make_train_step(
             return jax.lax.with_sharding_constraint(grads, places), sums
 
         grads, sums = _token_mean(placed_grads, old, batch, dropout_key, micro_batches)
-        updates, opt_state = optimizer.update(grads, state.opt_state, old)
-        new = optax.apply_updates(old, updates)
-        ema = optax.incremental_update(new, state.ema, 1 - ema_decay) if ema_decay else state.ema
         loss = sums.pop("loss") / sums["weight"]
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, old, finite=finite)
+        new = optax.apply_updates(old, updates)
+        ema = optax.incremental_update(new, state.ema, 1 - ema_decay) if ema_decay else state.ema
+
+        def choose(after: Any, before: Any) -> Any:
+            return after if isinstance(after, AdamState) else jnp.where(finite, after, before)
+
         # A choice of values, not a branch, so that it melts into the update and old and new
-        # arrays still share their memory.
+        # arrays still share their memory. Adam has been told `finite` and has chosen itself.
         new, opt_state, ema = jax.tree.map(
-            lambda after, before: jnp.where(finite, after, before),
+            choose,
             (new, opt_state, ema),
             (old, state.opt_state, state.ema),
+            is_leaf=lambda part: isinstance(part, AdamState),
         )
         skipped = jnp.logical_not(finite).astype(jnp.int32)
         in_row = (state.skipped_in_row + 1) * skipped
@@ -122,7 +130,9 @@ def _token_mean(
         grads, sums = grad_fn(params, batch, dropout_key)
     else:
         grads, sums = _accumulate(grad_fn, params, batch, dropout_key, micro_batches)
-    return jax.tree.map(lambda g: g / sums["weight"], grads), sums
+    # XLA on CPU would write quotients to memory; a product melts into all that reads it.
+    share = 1.0 / sums["weight"]
+    return jax.tree.map(lambda g: g * share, grads), sums
 
 
 def _accumulate(

@@ -21,8 +21,8 @@ from kosmos2_jax.data.choices import CANDIDATES, CONSTRAINED, RATIONALE, read_ro
 from kosmos2_jax.data.pictures import BROKEN
 from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.data.streams import python_error
-from kosmos2_jax.errors import ConfigError
-from kosmos2_jax.evaluation.predictions import Prediction, answers_of
+from kosmos2_jax.errors import ConfigError, PredictionError
+from kosmos2_jax.evaluation.predictions import Prediction, answers_of, check_questions
 from kosmos2_jax.grounding import Kosmos2Vocabulary
 from kosmos2_jax.inference.model import Kosmos2Model, prompts_of
 from kosmos2_jax.inference.prompt_batch import TEXT_SLOT, PromptBatch
@@ -118,17 +118,24 @@ class TaskEvaluation:
 
         Raises:
           DataError: of all processes, if one of them cannot read the task.
-          Kosmos2Error: the task cannot be scored, or the saved predictions are not its.
+          PredictionError: the saved predictions are of another task, or answer other questions.
+          Kosmos2Error: the task cannot be scored.
         """
         scoring = read_together(lambda: self._scoring(name, limit) if is_first() else None)
-        ids = scoring.ids if scoring else []
+        ids, questions = (scoring.ids, scoring.questions) if scoring else ([], {})
         with saved_predictions(folder, name) as saved:
+            known = saved.found.values()
+            agreed(lambda: check_questions(questions, known, name), PredictionError)
             done = [
                 n for n, batch in enumerate(self._in_batches(ids)) if batch <= saved.found.keys()
             ]
             bar = self._bar(name, ids, done)
             for predictions in self._answer(params, name, limit, set(gather(done)[0])):
-                saved.add(dataclasses.replace(p, id=ids[n]) for n, p in predictions.items() if ids)
+                saved.add(
+                    dataclasses.replace(p, id=ids[n], question=questions.get(ids[n]))
+                    for n, p in predictions.items()
+                    if ids
+                )
                 bar.update(len(predictions))
             bar.close()
         own = set(ids)  # there may be more in the folder than are asked now

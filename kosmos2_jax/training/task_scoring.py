@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import seqio
+from absl import logging
 
 from kosmos2_jax.data.choices import CANDIDATES
-from kosmos2_jax.data.features import EXAMPLE_ID
+from kosmos2_jax.data.features import EXAMPLE_ID, QUESTION
 from kosmos2_jax.data.packing_converter import PackingFeatureConverter
 from kosmos2_jax.data.pictures import decode_picture
 from kosmos2_jax.errors import ConfigError, ImageError, Kosmos2Error
@@ -67,6 +69,7 @@ class TaskScoring:
 
     Attributes:
       ids: of the examples, in order: their feature "id", or else their place.
+      questions: digests of what is asked, by id; of examples that have the feature "question".
     """
 
     def __init__(
@@ -99,14 +102,15 @@ class TaskScoring:
                 f"task {name} has no metrics or no split {split!r}; leave it out of "
                 "evaluation.tasks"
             )
-        self._evaluator = seqio.Evaluator(
-            name,
-            feature_converter=PackingFeatureConverter(image_size),
-            eval_split=split,
-            # Pictures of all examples together may be more than there is memory.
-            sequence_length=self._lengths | {"images": 0},
-            num_examples=limit or None,
-        )
+        with _quietly():
+            self._evaluator = seqio.Evaluator(
+                name,
+                feature_converter=PackingFeatureConverter(image_size),
+                eval_split=split,
+                # Pictures of all examples together may be more than there is memory.
+                sequence_length=self._lengths | {"images": 0},
+                num_examples=limit or None,
+            )
         unneeded = {*self._task.output_features, CANDIDATES}
         self._examples = [
             {key: value for key, value in example.items() if key not in unneeded}
@@ -116,6 +120,8 @@ class TaskScoring:
             example[EXAMPLE_ID].decode() if EXAMPLE_ID in example else str(number)
             for number, example in enumerate(self._examples)
         ]
+        pairs = zip(self.ids, self._examples, strict=True)
+        self.questions = {i: e[QUESTION].decode() for i, e in pairs if QUESTION in e}
         if len(set(self.ids)) < len(self.ids):
             twice = next(i for n, i in enumerate(self.ids) if i in self.ids[:n])
             raise ConfigError(f"task {name} has two examples of the id {twice!r}; mend its data")
@@ -174,6 +180,17 @@ class TaskScoring:
             return decode_picture(encoded, self._image_size)
         except ImageError:  # counted where the model was asked
             return np.zeros((self._image_size, self._image_size, 3), np.uint8)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without seqio's warnings of what is meant: no logger of its own, and lengths that fit all."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def main_scores(result: TaskResult) -> np.ndarray | None:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from kosmos2_jax.config import preset
+from kosmos2_jax.data.benchmarks.records import ReferringRecord
 from kosmos2_jax.data.data_config import DataConfig
 from kosmos2_jax.grounding import markup
+from kosmos2_jax.grounding.boxes import Box
 from kosmos2_jax.grounding.vocabulary import Kosmos2Vocabulary
-from kosmos2_jax.tasks import benchmarks
+from kosmos2_jax.tasks import benchmarks, referring
 
 from .task_figures import examples, figures, png, write_files
 
@@ -197,3 +199,10 @@ def test_comprehension(name, vocabulary):
     # Nothing; a box of another phrase; words; the first box counts, and it is wrong.
     said += ["", f"<phrase> a cup</phrase>{half}", "left", box(1.0, 0.3) + half]
     assert figures(name, said) == {"accuracy": pytest.approx(4 / 12), "lost": 2.0}
+
+
+def test_a_true_box_that_reaches_out_of_the_picture_counts_as_a_whole():
+    """As in the official script: half of it is outside, so that no more than half can be hit."""
+    record = ReferringRecord("1", "x", (8, 4), ("cup",), Box(-4.0, 0.0, 4.0, 4.0))
+    all_of_it, less = Box(0.0, 0.0, 4.0, 4.0), Box(0.0, 0.0, 3.9, 4.0)
+    assert referring.accuracy([record, record], [all_of_it, less]) == {"accuracy": 0.5}

@@ -12,13 +12,14 @@ from kosmos2_jax.evaluation.predictions import (
     Prediction,
     PredictionFile,
     answers_of,
+    check_questions,
     read_predictions,
 )
 
 WRITTEN = [
     Prediction("1", "a \u2028 <phrase> dog</phrase>"),
     Prediction("2", scores=[[-0.5, -1.0], [-math.inf]]),
-    Prediction("3", error="broken picture"),
+    Prediction("3", error="broken picture", question="0a1b"),
 ]
 
 
@@ -51,6 +52,7 @@ def test_what_is_written_is_read_again_and_never_twice(tmp_path):
         '{"task": "t", "id": "1", "output": "a", "scores": [[-1.0]]}',
         '{"task": "t", "id": "1", "scores": "yes"}',
         '{"task": "t", "id": "1", "scores": [[null]]}',
+        '{"task": "t", "id": "1", "output": "a", "question": 3}',
     ],
 )
 def test_lines_that_are_no_predictions_are_named(tmp_path, line):
@@ -68,6 +70,17 @@ def test_files_of_something_else_are_refused(tmp_path):
     (tmp_path / "p").write_bytes(b"\xff")
     with pytest.raises(PredictionError, match="UTF-8"):
         read_predictions(tmp_path / "p", "t")
+
+
+def test_answers_to_other_questions_are_refused():
+    found = [
+        Prediction("a", "x", question="1"),
+        Prediction("b", "y"),
+        Prediction("c", question="3"),
+    ]
+    check_questions({"a": "1", "b": "2"}, found, "t")
+    with pytest.raises(PredictionError, match=r"t have 1 ids \(c\) whose questions have changed"):
+        check_questions({"a": "1", "b": "2", "c": "4"}, found, "t")
 
 
 def test_every_example_gets_an_answer_and_every_problem_is_told():

@@ -23,10 +23,12 @@ def test_boxes_are_those_of_the_predictor(scripted):
     predictor = scripted(prompts.ground("a star"), TWO)
     expected = predictor.ground(IMAGE, "a star").spans[0]
     query = Query("key", IMAGE, "a star", ("a star", "a <p> star", "a star"))
-    (found,) = Kosmos2Detector(predictor).detect([query])
+    other = Query("other", IMAGE, "", ("a <p> star",))
+    found, nothing = Kosmos2Detector(predictor).detect([query, other])
     assert found.phrase_ids.tolist() == [0, 0, 2, 2]
     assert found.boxes.tolist() == [list(box) for box in expected.boxes] * 2
     np.testing.assert_allclose(found.scores, expected.scores * 2, rtol=1e-6)
+    assert not len(nothing.scores)
 
 
 def test_a_model_that_is_not_there(tmp_path: Path):

@@ -44,7 +44,7 @@ def test_padding_is_on_the_right_and_missing_pictures_are_black():
         Prompt(np.arange(70, dtype=np.int32), np.zeros(70, np.int32), (PICTURE + 9,)),
     ]
     batch = batch_prompts(rows, max_length=100)
-    assert batch.tokens.shape == (2, 80) and batch.lengths.tolist() == [5, 70]
+    assert batch.tokens.shape == (2, 72) and batch.lengths.tolist() == [5, 70]
     assert (batch.tokens[0, 5:] == 1).all() and (batch.image_slots[0] == -1).all()
     assert batch.images.shape == (2, 1, 4, 4, 3)
     assert batch.images[0].max() == 0 and batch.images[1].min() == 9
@@ -58,8 +58,8 @@ def test_a_prompt_that_is_too_long_is_refused():
 
 
 def test_buckets():
-    lengths = (1, 64, 65, 80, 81, 128, 129, 160, 256, 257, 321)
-    padded = [64, 64, 80, 80, 96, 128, 160, 160, 256, 320, 384]
+    lengths = (1, 64, 65, 72, 73, 81, 128, 129, 160, 256, 257, 321)
+    padded = [64, 64, 72, 72, 80, 96, 128, 160, 160, 256, 320, 384]
     assert [bucket_length(n) for n in lengths] == padded
 
 

@@ -96,8 +96,12 @@ def test_values_and_gradients_equal_plain_float32(implementation, kind, rng):
 
 
 @pytest.mark.parametrize("kind", ["packed", "full"])
-def test_large_rows_are_attended_to_one_by_one(kind, rng, monkeypatch):
+@pytest.mark.parametrize("cores", [1, 2])
+def test_large_rows_are_attended_to_one_by_one(kind, cores, rng, monkeypatch):
+    """Their heads in as many parts as there are cores."""
     monkeypatch.setattr(attention, "_BY_ROW", 0)
+    monkeypatch.setattr(attention, "_BY_PART", 0)
+    monkeypatch.setattr(attention.os, "cpu_count", lambda: cores)
     arrays = inputs(rng, rows=3, length=40)
     ids = packed_rows(rng, 3, 40) if kind == "packed" else None
     run = jax.jit(functools.partial(attend, causal=kind == "packed", implementation="xla"))

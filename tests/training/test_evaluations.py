@@ -115,7 +115,11 @@ def straight(run, tmp_path_factory) -> Path:
 
 
 def saved(folder: Path) -> dict[str, str]:
-    return {task: (folder / "predictions" / f"{task}.jsonl").read_text() for task in TASKS}
+    return {task: saved_of(folder, task) for task in TASKS}
+
+
+def saved_of(folder: Path, task: str) -> str:
+    return (folder / "predictions" / f"{task}.jsonl").read_text()
 
 
 class Killed(BaseException):
@@ -187,6 +191,31 @@ def test_other_models_and_settings_are_refused(run, straight, tmp_path):
     file.write_text(content)
 
 
+def test_answers_to_other_questions_are_not_gone_on_from(run, straight, downloads, tmp_path):
+    """The annotations or pictures were exchanged; other truth alone is measured anew."""
+    task, config = TASKS[0], dataclasses.replace(run.evaluation, tasks=TASKS[:1])
+    run, work = dataclasses.replace(run, evaluation=config), tmp_path / "work"
+    shutil.copytree(straight, work)
+    file = downloads / "refcoco/mdetr_annotations/finetune_refcoco_val.json"
+    asked = downloads / "refcoco/train2014/COCO_train2014_000000000003.jpg"
+    for path, new in (
+        (file, file.read_bytes().replace(b'"thing 5"', b'"thing V"')),
+        (asked, picture(99)),
+    ):
+        old = path.read_bytes()
+        path.write_bytes(new)
+        identity = "105" if path == file else "103"
+        told = rf"of {task} have 1 ids \({identity}\) whose questions have changed"
+        with pytest.raises(PredictionError, match=told):
+            evaluate(run, work)
+        path.write_bytes(old)
+    old = file.read_bytes()
+    file.write_bytes(old.replace(b"[0, 0, 32, 24]", b"[32, 0, 32, 24]"))
+    assert evaluate(run, work)[task].targets[0].box == (32, 0, 64, 24)
+    file.write_bytes(old)
+    assert (work / "predictions" / f"{task}.jsonl").read_text() == saved_of(straight, task)
+
+
 def test_predictions_in_a_bucket_are_gone_on_from(bucket):
     folder, given = bucket / "predictions", [Prediction("1", "a"), Prediction("2", "b")]
     for prediction in given:
@@ -254,9 +283,9 @@ def test_a_suite_outlives_a_benchmark_that_cannot_be_asked(
     shutil.copytree(downloads / "flickr30k_captions", folder / "flickr30k_captions")
     shutil.copytree(downloads / "vqav2", folder / "vqav2")
     questions = folder / "vqav2" / "v2_OpenEnded_mscoco_test-dev2015_questions.json"
-    asked = [{"question_id": 7, "image_id": 1, "question": "What is it, " + 99 * "really, " + "?"}]
+    asked = [{"question_id": 7, "image_id": 1, "question": "What is it, " + 40 * "really, " + "?"}]
     questions.write_text(json.dumps({"questions": asked}))
-    data = dataclasses.replace(run.data, folder=str(folder))
+    data = dataclasses.replace(run.data, folder=str(folder), length=64)
     secret, captions = "vqav2_test_dev2015", TASKS[1]
     named = dataclasses.replace(run.evaluation, tasks=(secret, captions))
     with pytest.raises(DataError, match=f"'7' of {secret} has .* set data.length to"):

@@ -23,7 +23,7 @@ from kosmos2_jax.interop.orbax_io import save_folder
 from kosmos2_jax.models.kosmos2 import initial_params
 from kosmos2_jax.models.vision_transformer import VisionTransformer
 from kosmos2_jax.partitioning import make_mesh, param_shardings
-from kosmos2_jax.training.init_from import InitReport, init_params, resize_positions
+from kosmos2_jax.training.init_from import InitReport, init_params, open_weights, resize_positions
 from kosmos2_jax.training.optimizer import make_optimizer
 from kosmos2_jax.training.run_config import InitFromConfig, RunConfig
 from kosmos2_jax.training.state import state_shardings
@@ -337,3 +337,13 @@ def test_a_run_begins_with_it_and_says_so(kosmos2, config, vocabulary, capsys):
     state = trainer.first_state(run, optimizer, shardings, vocabulary)
     assert_equal(state.params, stack_layers(reference.params, config))
     assert "begins with" in capsys.readouterr().err
+
+
+def test_a_folder_of_ours_may_lie_in_a_bucket(config, vocabulary, kosmos2, bucket):
+    reference, _ = kosmos2
+    place = f"{bucket}/model"
+    save_folder(place, reference.params, config, vocabulary)
+    found = open_weights(place, config)
+    assert found.kind == "orbax checkpoint"
+    for path, value in flatten(reference.params).items():
+        np.testing.assert_array_equal(found.params[path], value)

@@ -87,6 +87,7 @@ def test_a_dry_run_starts_nothing(script, tmp_path):
             ["queued-resources", "delete"],
         ]
         assert training in commands(done)[-2][-1]
+        assert "python3 -m venv .venv\n.venv/bin/pip" in commands(done)[-3][-1]
 
 
 @pytest.mark.parametrize("script", OPTIONS)

@@ -44,7 +44,8 @@ class Benchmark:
       splits: those that can be read, the usual one first.
       files: `split` to the files and folders that it needs, below the folder of the download.
       read: `(folder, split)` to its records.
-      train: the split that demonstrations are drawn from; empty where there is none.
+      train: the split that demonstrations are drawn from, which may be one that is asked; empty
+        where there is none.
     """
 
     summary: str
@@ -60,21 +61,21 @@ class Benchmark:
         Raises:
           DataError: there is no such split.
         """
-        known = (*self.splits, self.train) if self.train else self.splits
+        known = dict.fromkeys((*self.splits, self.train) if self.train else self.splits)
         if split not in known:
             raise DataError(f"There is no split {split!r}: use one of {', '.join(known)}.")
         return [name for name in self.files(split) if not (folder / name).exists()]
 
 
 def _language(task: str, summary: str, source: str) -> Benchmark:
-    names = language.PIQA_FILES if task == "piqa" else (language.FILES[task],)
-    split = "test" if task in ("winograd", "storycloze") else "val"
+    asked, *others = language.FILES[task]
     return Benchmark(
         summary,
         source,
-        (split,),
-        lambda split: names,
-        lambda folder, split: language.read(task, folder),
+        (asked,),
+        lambda split: language.FILES[task][split],
+        partial(language.read, task),
+        train=others[0] if others else asked,
     )
 
 
@@ -198,7 +199,7 @@ BENCHMARKS = {
     "piqa": _language(
         "piqa",
         "how to do things, PIQA",
-        "https://yonatanbisk.com/piqa/data/ (physicaliqa-train-dev)",
+        "https://yonatanbisk.com/piqa/data/",
     ),
     "boolq": _language("boolq", "yes or no about a passage, BoolQ", f"{_SUPERGLUE} (BoolQ.zip)"),
     "cb": _language("cb", "what follows from a text, CommitmentBank", f"{_SUPERGLUE} (CB.zip)"),
@@ -209,7 +210,7 @@ BENCHMARKS = {
         "https://cs.nyu.edu/~davise/papers/WinogradSchemas/WSCollection.xml",
     ),
     "winogrande": _language(
-        "winogrande", "whom a gap means, Winogrande", "https://winogrande.allenai.org/ (dev.jsonl)"
+        "winogrande", "whom a gap means, Winogrande", "https://winogrande.allenai.org/"
     ),
     "storycloze": _language(
         "storycloze",

@@ -77,7 +77,7 @@ def read_color_terms(folder: Path) -> Reading:
 def _read_colors(
     path: Path, identity: str, item: str, color: str, descriptor: str | None = None
 ) -> Reading:
-    """A table with these columns: the id, a thing and its colour, perhaps words before the thing."""
+    """A table with columns of the id, a thing and its colour, perhaps of words before the thing."""
     columns = [identity, item, color] + ([] if descriptor is None else [descriptor])
     collector = Collector()
     for where, row in csv_rows(path, columns):

@@ -27,17 +27,25 @@ from kosmos2_jax.data.benchmarks.reading import (
 from kosmos2_jax.data.benchmarks.records import ChoiceRecord, Option
 from kosmos2_jax.data.skips import DataError, Unusable
 
-# File of each task below the folder.
-FILES = {
-    "hellaswag": "hellaswag_val.jsonl",
-    "boolq": "BoolQ/val.jsonl",
-    "cb": "CB/val.jsonl",
-    "copa": "COPA/val.jsonl",
-    "winograd": "WSCollection.xml",
-    "winogrande": "dev.jsonl",
-    "storycloze": "cloze_test_test__spring2016 - cloze_test_ALL_test.csv",
+# Files of each task below its folder: of the split that is asked, then of the one that
+# demonstrations are drawn from. Where nothing was published to train on, these are of StoryCloze's
+# other split, and of Winograd's schemas themselves (Brown et al. 2020, section 2.4).
+FILES: dict[str, dict[str, tuple[str, ...]]] = {
+    "hellaswag": {"val": ("hellaswag_val.jsonl",), "train": ("hellaswag_train.jsonl",)},
+    "piqa": {
+        "val": ("valid.jsonl", "valid-labels.lst"),
+        "train": ("train.jsonl", "train-labels.lst"),
+    },
+    "boolq": {"val": ("BoolQ/val.jsonl",), "train": ("BoolQ/train.jsonl",)},
+    "cb": {"val": ("CB/val.jsonl",), "train": ("CB/train.jsonl",)},
+    "copa": {"val": ("COPA/val.jsonl",), "train": ("COPA/train.jsonl",)},
+    "winograd": {"test": ("WSCollection.xml",)},
+    "winogrande": {"val": ("dev.jsonl",), "train": ("train_xl.jsonl",)},
+    "storycloze": {
+        "test": ("cloze_test_test__spring2016 - cloze_test_ALL_test.csv",),
+        "val": ("cloze_test_val__spring2016 - cloze_test_ALL_val.csv",),
+    },
 }
-PIQA_FILES = ("valid.jsonl", "valid-labels.lst")
 
 # The schemas that WSC273 has; the collection has grown since.
 WSC273 = 273
@@ -46,15 +54,15 @@ _CB_LABELS = {"entailment": "true", "contradiction": "false", "neutral": "neithe
 _BRACKETS = re.compile(r"\[.*?\]")
 
 
-def read(task: str, folder: Path) -> Reading:
-    """Reads one of the tasks in `FILES`, or "piqa".
+def read(task: str, folder: Path, split: str) -> Reading:
+    """Reads a split of one of the tasks in `FILES`.
 
     Raises:
       DataError: a file is missing or is another one.
     """
+    path, *labels = (folder / name for name in FILES[task][split])
     if task == "piqa":
-        return _read_piqa(folder)
-    path = folder / FILES[task]
+        return _read_piqa(path, labels[0])
     if task == "winograd":
         return _read_winograd(path)
     if task == "storycloze":
@@ -149,8 +157,7 @@ _PARSERS = {
 }
 
 
-def _read_piqa(folder: Path) -> Reading:
-    questions, labels = (folder / name for name in PIQA_FILES)
+def _read_piqa(questions: Path, labels: Path) -> Reading:
     right = [line for line in read_text(labels).splitlines() if line.strip()]
     lines = list(json_lines(questions))
     if len(lines) != len(right):

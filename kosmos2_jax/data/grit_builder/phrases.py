@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 from kosmos2_jax.data.grit_builder.abstract_nouns import ABSTRACT_NOUNS
@@ -47,7 +50,8 @@ def load_parser(name: str) -> Language:
       ConfigError: spaCy or the model is not installed.
     """
     try:
-        import spacy
+        with contextlib.nullcontext() if _may_need_torch(name) else _torch_hidden():
+            import spacy
 
         return spacy.load(name, exclude=["ner"])
     except (ImportError, OSError) as error:
@@ -56,6 +60,27 @@ def load_parser(name: str) -> Language:
             f"{missing} is not installed, or not for this version of spaCy: run `pip install "
             "'kosmos2-jax[grit]'`, or name another --parser."
         ) from None
+
+
+def _may_need_torch(name: str) -> bool:
+    """Whether a model of spaCy is no package, or one that asks for transformers."""
+    try:
+        return any("transformers" in needed for needed in metadata.requires(name) or ())
+    except metadata.PackageNotFoundError:
+        return True
+
+
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Lets spaCy's thinc find no torch: it imports it wherever it is installed, a second's work."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["torch"]
 
 
 def find_phrases(

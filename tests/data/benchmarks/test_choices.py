@@ -335,7 +335,9 @@ def test_prepare_says_what_is_missing_and_what_is_lost(write, tmp_path):
     }
     wrong = prepare("piqa", "--from", tmp_path, "--split", "test")
     assert wrong.returncode == 1
-    assert wrong.stderr == "prepare_eval.py: error: There is no split 'test': use one of val.\n"
+    assert wrong.stderr == (
+        "prepare_eval.py: error: There is no split 'test': use one of val, train.\n"
+    )
 
 
 def test_every_benchmark_says_where_it_comes_from():
