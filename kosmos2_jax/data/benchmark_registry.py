@@ -38,6 +38,9 @@ class BenchmarkTask:
         return list(dict.fromkeys(found))
 
 
+# Stands in a folder of benchmarks that are drawn; see `kosmos2_jax.data.drawn_benchmarks`.
+DRAWN_JSON = "drawn.json"
+
 # By name; `kosmos2_jax.data.benchmark_tasks` adds them.
 BENCHMARK_TASKS: dict[str, BenchmarkTask] = {}
 

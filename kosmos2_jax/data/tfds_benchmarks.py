@@ -68,7 +68,8 @@ def write_published(task: str, split: str, data_dir: Path, folder: Path) -> None
             f"tensorflow-datasets has no {task}, split {split}, with all that is asked; it has "
             f"{', '.join(COPIES)}: get the published files."
         )
-    versions = [path.parent for path in (data_dir / copy.name).glob(f"*/{_INFO}")]
+    # Not those that were never finished, "incomplete.A1B2_1.0.0".
+    versions = [path.parent for path in (data_dir / copy.name).glob(f"[0-9]*.*.*/{_INFO}")]
     if not versions:
         raise DataError(
             f"{str(data_dir / copy.name)!r} holds no prepared dataset: run `tfds build "

@@ -97,6 +97,7 @@ class ShownExample:
       score: of the task's first figure; None where it has none of single examples.
       graded: whether the score says how good the answer is, as CIDEr, rather than how right.
       picture: with true and predicted boxes, if there are any; None for text alone.
+      pictures: that the example has; the last one is shown.
     """
 
     id: str
@@ -106,6 +107,7 @@ class ShownExample:
     score: float | None = None
     graded: bool = False
     picture: Image.Image | None = None
+    pictures: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,12 +144,14 @@ class Results:
       settings: name to value.
       tasks: that were measured.
       not_measured: why other tasks were not, by name.
+      note: what is to be known before figures are compared; empty where there is nothing.
     """
 
     model: str
     settings: Mapping[str, str]
     tasks: Sequence[TaskReport]
     not_measured: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    note: str = ""
 
 
 def number(value: float) -> str:
@@ -187,6 +191,7 @@ def markdown(results: Results) -> str:
     blocks = [
         "# Evaluation",
         f"Model: `{results.model}`\n\n{ABOUT}",
+        *([f"**{results.note}**"] if results.note else []),
         "\n".join(_table(_main_rows(results.tasks))),
     ]
     for task in results.tasks:

@@ -69,11 +69,12 @@ def page_html(results: Results) -> str:
 
 def _header(results: Results) -> str:
     asked = sum(task.examples for task in results.tasks)
+    note = f'<p class="note"><b>{escape(results.note)}</b></p>' if results.note else ""
     wrong = sum(len(task.lost) + len(task.problems) for task in results.tasks)
     return (
         f"<header><h1>How well the model does</h1><p><code>{escape(results.model)}</code></p>"
         f"<p>{len(results.tasks)} tasks, {asked:,} examples; {wrong:,} could not be asked or have "
-        f"no answer. {escape(ABOUT)}</p></header>"
+        f"no answer. {escape(ABOUT)}</p>{note}</header>"
     )
 
 
@@ -81,9 +82,7 @@ def _overview(tasks: Sequence[TaskReport]) -> str:
     rows = []
     for task in tasks:
         main = [_cells(row) for row in task.rows if "/" not in row.name]
-        main = main or [
-            '<td colspan="7"><small>no figures: the true answers are secret</small></td>'
-        ]
+        main = main or [_NO_FIGURES]
         wrong = len(task.lost) + len(task.problems)
         lost = f" <small>{wrong:,} without an answer</small>" if wrong else ""
         first = (
@@ -139,27 +138,29 @@ def _bar(row: FigureRow) -> str:
     return f'<span class="scale">{"".join(parts)}</span>'
 
 
-_LEGEND = (
-    "<p><small>Boxes, if any: solid pink is the model's, dashed green the true one.</small></p>"
-)
+_BOXES = "Boxes, if any: solid pink is the model's, dashed green the true one."
+_LAST = "Of several pictures the last is shown: what is asked about, or the last candidate."
+_UNKNOWN = "&lt;unk&gt; stands for letters that the model's tokenizer does not know."
 
 
 def _task(task: TaskReport) -> str:
     blocks = [f'<section id="{escape(task.name)}"><h2>{escape(task.name)}</h2>']
     blocks.append(f"<p>{escape(task.summary)}</p>" if task.summary else "")
-    for title, problems in (("could not be asked", task.lost), ("have no answer", task.problems)):
+    for title, problems in (
+        ("{} could not be asked", task.lost),
+        ("There is no answer to {}", task.problems),
+    ):
         if problems:
             lines = "".join(f"<li>{escape(line)}</li>" for line in reasons(problems))
             blocks.append(
-                f'<div class="lost"><b>{len(problems):,} examples {title}; each counts as '
+                f'<div class="lost"><b>{title.format(_number_of(problems))}; each counts as '
                 f"wrong</b><ul>{lines}</ul></div>"
             )
     blocks += _groups(task.rows)
     if shown := [*task.best, *task.worst]:
         blocks.append(f"<h3>What the model reads, exactly</h3><pre>{escape(shown[0].prompt)}</pre>")
     graded = any(example.score is not None for example in shown)
-    pictures = any(example.picture is not None for example in shown)
-    legend = _LEGEND if pictures else ""
+    legend = _legend(shown)
     titles = ("Best of the first examples", "Worst of the first examples")
     for title, examples in zip(titles, (task.best, task.worst), strict=True):
         if examples:
@@ -167,6 +168,21 @@ def _task(task: TaskReport) -> str:
             heading = title if graded else "The first examples"
             blocks.append(f'<h3>{heading}</h3>{legend}<div class="cards">{cards}</div>')
     return "".join([*blocks, "</section>"])
+
+
+def _number_of(problems: Mapping[str, str]) -> str:
+    return "1 example" if len(problems) == 1 else f"{len(problems):,} examples"
+
+
+def _legend(shown: Sequence[ShownExample]) -> str:
+    """What has to be known to read the examples."""
+    lines = [
+        (_BOXES, any(example.picture is not None for example in shown)),
+        (_LAST, any(example.pictures > 1 for example in shown)),
+        (_UNKNOWN, any("<unk>" in example.prompt for example in shown)),
+    ]
+    told = " ".join(line for line, applies in lines if applies)
+    return f"<p><small>{told}</small></p>" if told else ""
 
 
 def _groups(rows: Sequence[FigureRow]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS
+from kosmos2_jax.data.benchmark_registry import BENCHMARK_TASKS, BenchmarkTask
 from kosmos2_jax.data.benchmarks import BENCHMARKS
 from kosmos2_jax.data.benchmarks.records import (
     CaptionRecord,
@@ -58,7 +58,7 @@ def task_report(name: str, result: TaskResult) -> TaskReport:
     best, worst = _best_and_worst(result, scores)
     return TaskReport(
         name=name,
-        summary="" if task is None else f"{BENCHMARKS[task.benchmark].summary}, {task.split}",
+        summary="" if task is None else _summary(task),
         examples=len(result.ids),
         lost=lost,
         problems=result.problems,
@@ -66,6 +66,12 @@ def task_report(name: str, result: TaskResult) -> TaskReport:
         best=[_shown(result, sample, scores) for sample in best],
         worst=[_shown(result, sample, scores) for sample in worst],
     )
+
+
+def _summary(task: BenchmarkTask) -> str:
+    examples = "one example" if task.shots == 1 else f"{task.shots} examples"
+    shown = f", after {examples} with answers" if task.shots else ""
+    return f"{BENCHMARKS[task.benchmark].summary}, {task.split}{shown}"
 
 
 def _rows(name: str, metrics: Mapping[str, float], is_benchmark: bool) -> list[FigureRow]:
@@ -105,6 +111,7 @@ def _shown(result: TaskResult, sample: Sample, scores: np.ndarray | None) -> Sho
         score=None if scores is None else float(scores[number]),
         graded=next(iter(result.metrics)).endswith(_GRADED),
         picture=drawn_picture(sheet_item(result, sample)) if sample.pictures else None,
+        pictures=len(sample.pictures),
     )
 
 

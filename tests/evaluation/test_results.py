@@ -69,7 +69,7 @@ def test_the_page_is_whole_and_data_cannot_write_in_it():
         "share of phrases of whose first five boxes one does",
         "R@1 by group",
         "people",
-        "1 examples could not be asked",
+        "1 example could not be asked",
         "6: missing (0, 1, 2, 3, 4, ...)",
         "✓ right",
         "✗ wrong",

@@ -84,6 +84,7 @@ def test_the_suite(drawn, tmp_path, monkeypatch):
     assert set(missing) == NOT_DRAWN and len(ready) == 74
     pages = [(tmp_path / "work" / name).read_text() for name in ("report.md", "report.html")]
     assert set(re.findall(r"^## (\w+)$", pages[0], re.MULTILINE)) == {*TASKS, "Settings"}
+    assert all("drawn by tools/draw_benchmarks.py, small and easy" in page for page in pages)
     for name in TASKS:
         assert f'<section id="{name}">' in pages[1]
     figures = json.loads((tmp_path / "work" / "metrics.json").read_text())

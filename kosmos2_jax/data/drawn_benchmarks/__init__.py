@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kosmos2_jax.data.benchmark_registry import DRAWN_JSON
+from kosmos2_jax.data.benchmarks.writing import write
 from kosmos2_jax.data.drawn_benchmarks import choices, grounding, language, texts
 from kosmos2_jax.data.drawn_benchmarks.files import TRAIN, Scenes
 from kosmos2_jax.data.skips import DataError
@@ -19,6 +21,8 @@ MIN_EXAMPLES = TRAIN + 4
 
 def draw(folder: Path, count: int) -> None:
     """Writes all benchmarks that there are tasks of, a folder for each, as "FOLDER/refcoco".
+
+    A file beside them says that they are drawn, which reports then tell.
 
     Args:
       folder: gets them.
@@ -54,3 +58,4 @@ def draw(folder: Path, count: int) -> None:
         language.draw_common_sense,
     ):
         of_their_own(folder, count)
+    write(folder / DRAWN_JSON, {"examples": count})

@@ -19,7 +19,9 @@ def draw_captions(folder: Path, scenes: Scenes) -> None:
     for name in ("flickr30k", "coco"):
         images, files = [], []
         for number, scene in enumerate(scenes.said):
-            split, said = split_of(number), (scene.caption.text, scene.inventory.text)
+            # The prompt says these words.
+            caption = scene.caption.text.removeprefix("An image of ")
+            split, said = split_of(number), (caption, scene.inventory.text)
             listed, inner = captions.karpathy_files(name, split)
             image = {"imgid": number, "split": split, "filename": f"{number}.jpg"}
             if name == "coco":
