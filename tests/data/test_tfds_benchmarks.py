@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,10 +16,9 @@ from kosmos2_jax.data.benchmarks.writing import write
 from kosmos2_jax.data.skips import DataError
 from kosmos2_jax.data.tfds_benchmarks import COPIES, write_published
 
+from .. import programs
 from . import choice_files
 from .task_figures import png, write_files
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def good_files() -> dict[str, Any]:
@@ -106,13 +103,6 @@ def test_winograd(tmp_path):
     ]
 
 
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_eval", ROOT / "tools/prepare_eval.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_captions_of_coco_with_their_pictures(tmp_path, capsys):
     """By the program; the list of one split grows by the others."""
     said = {"test": (1, 2), "train": (3,), "val": (4,)}
@@ -155,7 +145,9 @@ def test_captions_of_coco_with_their_pictures(tmp_path, capsys):
     folder = tmp_path / "coco_captions"
     for split in ("train", "test"):  # what is asked of one is written with the other
         arguments = ["coco_captions", "--from", str(folder), "--split", split]
-        assert tool().main([*arguments, "--tfds", str(tmp_path / "tfds")]) == 0
+        assert (
+            programs.tool("prepare_eval").main([*arguments, "--tfds", str(tmp_path / "tfds")]) == 0
+        )
         told = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert (told["examples"], told["lost"]) == (len(said[split]), 0)
     read = {split: BENCHMARKS["coco_captions"].read(folder, split).records for split in said}

@@ -31,6 +31,8 @@ from kosmos2_jax.training.run_config import EvaluationConfig, EvaluationRun
 from kosmos2_jax.training.saved_predictions import saved_predictions
 from kosmos2_jax.training.task_evaluation import TaskEvaluation
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TASKS = ("refcoco_val", "flickr30k_captions_test")
 COUNT, BROKEN = 18, 11
 

@@ -36,6 +36,8 @@ from kosmos2_jax.training.task_ids import task_names, with_task_ids
 from ..data import prepared
 from .test_runs import Killed, curve, kill_at
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZE, COUNT = 16, 64
 FOLDERS = (
     "text",

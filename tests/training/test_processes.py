@@ -121,6 +121,7 @@ def start(
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
         "XLA_FLAGS": devices_flag(devices),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
     started = []
