@@ -16,14 +16,20 @@ ROWS, LENGTH, IMAGES = 2, 24, 3
 
 
 def products_of(jaxpr) -> int:
-    """Operations of all `dot_general`s of a jaxpr, called ones included; loops are not known."""
+    """Operations of all `dot_general`s of a jaxpr, called ones included; loops are not known.
+
+    Those with a single row or column are sums, as a LayerNorm's gradient takes them on CPU, and
+    count as little as other sums.
+    """
     total = 0
     for eqn in jaxpr.eqns:
         assert eqn.primitive.name not in ("scan", "while")
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
-            inner = np.prod([eqn.invars[0].aval.shape[axis] for axis in contracted])
-            total += 2 * int(inner * np.prod(eqn.outvars[0].aval.shape))
+            left, right = (operand.aval for operand in eqn.invars)
+            inner = int(np.prod([left.shape[axis] for axis in contracted]))
+            if inner not in (left.size, right.size):
+                total += 2 * inner * eqn.outvars[0].aval.size
         total += sum(products_of(sub) for sub in jax.core.jaxprs_in_params(eqn.params))
     return total
 
