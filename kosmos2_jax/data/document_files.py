@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from kosmos2_jax.data.documents import Document, to_tf_example
-from kosmos2_jax.data.tf_records import TFRecordWriter
+from kosmos2_jax.data.tf_records import framed
 
 # Of what the files hold; those of another version are written anew.
 _VERSION = 1
@@ -136,13 +136,12 @@ def _write_shards(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Deals documents to the shards in turn, as cards."""
-    writers = [TFRecordWriter(file) for file in files]
     written = 0
-    for chunk in chunks:
-        for document in chunk:
-            writers[written % len(files)].write(to_tf_example(document))
-            written += 1
-        if progress is not None:
-            progress(written)
-    for writer in writers:
-        writer.close()
+    with contextlib.ExitStack() as stack:
+        shards = [stack.enter_context(open(file, "wb")) for file in files]
+        for chunk in chunks:
+            for document in chunk:
+                shards[written % len(files)].write(framed(to_tf_example(document)))
+                written += 1
+            if progress is not None:
+                progress(written)

@@ -32,7 +32,7 @@ from kosmos2_jax.data.readers import FORMATS
 from kosmos2_jax.data.readers.base import Reading, Share
 from kosmos2_jax.data.readers.pictures import PictureRules
 from kosmos2_jax.data.skips import MIN_EXAMPLES_TO_STOP, DataError, Skips
-from kosmos2_jax.data.tf_records import TFRecordWriter
+from kosmos2_jax.data.tf_records import framed
 from kosmos2_jax.interop.files import as_path, in_bucket
 
 # Of readers and records; shards of another version are not mixed with new ones.
@@ -252,10 +252,10 @@ def _write_shard(plan: Plan, index: int, file: epath.Path) -> dict[str, Any] | N
     if plan.stage is not None:
         found = plan.stage.run(found, plan.source, reading.skips, plan.shards[index])
     num_bytes, reported = 0, time.monotonic()
-    with TFRecordWriter(file) as writer:
+    with file.open("wb") as shard:
         for document in found:
             record = documents.to_tf_example(document)
-            writer.write(record)
+            shard.write(framed(record))
             num_bytes += len(record)
             if time.monotonic() > reported + _SECONDS_BETWEEN_REPORTS:
                 if plan.mark("stop").exists():

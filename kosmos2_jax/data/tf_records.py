@@ -9,10 +9,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
-
-from etils import epath
 
 # Of tf.train.Example what holds bytes; numbers are unknown fields.
 _SCHEMA = """
@@ -81,32 +78,10 @@ def _example_class() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
 
 
-class TFRecordWriter:
-    """Writes a file of records, as `tf.io.TFRecordWriter` does."""
-
-    def __init__(self, path: epath.PathLike) -> None:
-        """Begins the file; what was there under its name is lost."""
-        self._stream = epath.Path(path).open("wb")
-
-    def write(self, record: bytes) -> None:
-        """Adds a record."""
-        length = struct.pack("<Q", len(record))
-        self._stream.write(length + _checksum(length) + record + _checksum(record))
-
-    def close(self) -> None:
-        """Ends the file."""
-        self._stream.close()
-
-    def __enter__(self) -> TFRecordWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+def framed(record: bytes) -> bytes:
+    """A record as it stands in a TFRecord file, which is nothing but these one after the other."""
+    length = struct.pack("<Q", len(record))
+    return length + _checksum(length) + record + _checksum(record)
 
 
 def _checksum(content: bytes) -> bytes:
