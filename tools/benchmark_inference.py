@@ -14,8 +14,8 @@ the same tokens. The last line printed is JSON:
   seconds: of each, medians. tokens_per_second, weight_gib: of each kind of weights, one row.
   bandwidth_share: of the measured speed of memory, at which a step reads the decoder's weights.
   bounds: the ratios that a program would reach here whose products with weights each ran as fast as
-    the fastest of either library alone, and that spent no time on anything else; of steps, one that
-    read the weights at the speed of memory.
+    the fastest of either library alone, but no faster than their weights come from memory, and that
+    spent no time on anything else.
   same_tokens: share of equal tokens. int8_kl: mean divergence of int8's next-token distributions
     from float32's, in nats, beside float32's mean entropy.
 
@@ -194,10 +194,10 @@ def _use_of_memory(
     weights: dict[str, float],
     speeds: list[float],
 ) -> dict[str, Any]:
-    from machine_bounds import step_weights
+    from machine_bounds import step_products, weight_bytes
 
-    read = step_weights(config)
-    sizes = {THEIRS: 4, THEIRS_BFLOAT16: 2, OURS: 4, OURS_INT8: 1}
+    read = weight_bytes(step_products(config, 1))
+    shares = {THEIRS: 1.0, THEIRS_BFLOAT16: 0.5, OURS: 1.0, OURS_INT8: 0.25}
     steps = {name: found["decode_b1"] for name, found in seconds.items() if "decode_b1" in found}
     speed = statistics.median(speeds)
     return {
@@ -206,7 +206,7 @@ def _use_of_memory(
         "weight_gib": weights,
         "memory_gb_per_second": [found / 1e9 for found in speeds],
         "bandwidth_share": {
-            name: read * sizes[name] / step / speed for name, step in steps.items()
+            name: read * shares[name] / step / speed for name, step in steps.items()
         },
         "layers": config.decoder.num_layers,
     }
@@ -220,14 +220,15 @@ def _bounds(
     bytes_per_second: float,
 ) -> dict[str, float]:
     """The best ratios that this machine allows, see the top of this file."""
-    from machine_bounds import least_seconds, reading_products, step_weights
+    from machine_bounds import least_seconds, reading_products, step_products
 
-    step = 4 * step_weights(config) / bytes_per_second
     found = {}
     for part, rows in prompts.items():
         if part not in arguments.only:
             continue
-        reading = least_seconds(reading_products(config, len(rows), len(rows[0].ids)))
+        step = least_seconds(step_products(config, len(rows)), bytes_per_second)
+        products = reading_products(config, len(rows), len(rows[0].ids))
+        reading = least_seconds(products, bytes_per_second)
         if part == CAPTIONS:
             found[part] = theirs[part] / (reading + (arguments.caption_tokens - 1) * step)
         else:

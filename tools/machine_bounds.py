@@ -1,8 +1,9 @@
 """What this CPU can do: the speed of its memory, and the least time of a model's products.
 
 Each product with weights is timed alone, in float32, by torch and as our model computes it, with
-warm caches and nothing between; the fastest run of both counts. Whatever needs these products and
-computes them no faster cannot be faster as a whole.
+warm caches and nothing between; the fastest run of both counts, or the time in which its weights
+come from memory, if that is longer. Whatever needs these products and computes them no faster
+cannot be faster as a whole.
 """
 
 from __future__ import annotations
@@ -40,40 +41,61 @@ def memory_speed() -> float:
     return values.nbytes / statistics.median(times[1:])
 
 
-def step_weights(config: Kosmos2Config) -> int:
-    """How many weights the decoder reads to write a token."""
+Products = collections.Counter[Product]
+
+
+def step_products(config: Kosmos2Config, rows: int) -> Products:
+    """The products of writing one more token in each row, those of attention left out."""
     decoder = config.decoder
-    layer = 4 * decoder.hidden_size**2 + 2 * decoder.hidden_size * decoder.mlp_dim
-    return decoder.num_layers * layer + decoder.vocab_size * decoder.hidden_size
-
-
-def reading_products(config: Kosmos2Config, rows: int, tokens: int) -> collections.Counter[Product]:
-    """The products of reading `rows` prompts of a picture and so many tokens, with their numbers.
-
-    Those of attention are left out. The last layer counts as a whole, the head for one token a row.
-    """
-    vision, latents = config.vision, config.resampler.num_latents
-    width, patch = config.decoder.hidden_size, 3 * config.vision.patch_size**2
-    seen, read = rows * vision.num_tokens, rows * tokens
-    found: collections.Counter[Product] = collections.Counter()
-    found[Product(rows * (vision.num_tokens - 1), patch, vision.hidden_size)] += 1
-    for parts, count, size, hidden in (
-        (vision.num_layers, seen, vision.hidden_size, vision.mlp_dim),
-        (config.decoder.num_layers, read, width, config.decoder.mlp_dim),
-    ):
-        found[Product(count, size, size)] += 4 * parts
-        found[Product(count, size, hidden)] += parts
-        found[Product(count, hidden, size)] += parts
-    found[Product(seen, vision.hidden_size, width)] += 1
-    found[Product(seen + rows * latents, width, width)] += 2
-    found[Product(rows * latents, width, width)] += 2
-    found[Product(rows, width, config.decoder.vocab_size)] += 1
+    found = _layer_products(decoder.num_layers, rows, decoder.hidden_size, decoder.mlp_dim)
+    found[Product(rows, decoder.hidden_size, decoder.vocab_size)] += 1
     return found
 
 
-def least_seconds(products: collections.Counter[Product]) -> float:
-    """Of all products one after the other, each as fast as it ever was."""
-    return sum(number * _fastest(product) for product, number in products.items())
+def reading_products(config: Kosmos2Config, rows: int, tokens: int) -> Products:
+    """The products of reading `rows` prompts of a picture and so many tokens.
+
+    Those of attention are left out. The last layer counts as a whole, the head for one token a row.
+    """
+    vision, decoder, latents = config.vision, config.decoder, config.resampler.num_latents
+    width, patch = decoder.hidden_size, 3 * vision.patch_size**2
+    seen = rows * vision.num_tokens
+    found = _layer_products(vision.num_layers, seen, vision.hidden_size, vision.mlp_dim)
+    found += _layer_products(decoder.num_layers, rows * tokens, width, decoder.mlp_dim)
+    found[Product(rows * (vision.num_tokens - 1), patch, vision.hidden_size)] += 1
+    found[Product(seen, vision.hidden_size, width)] += 1
+    found[Product(seen + rows * latents, width, width)] += 2
+    found[Product(rows * latents, width, width)] += 2
+    found[Product(rows, width, decoder.vocab_size)] += 1
+    return found
+
+
+def _layer_products(layers: int, rows: int, size: int, hidden: int) -> Products:
+    return collections.Counter(
+        {
+            Product(rows, size, size): 4 * layers,
+            Product(rows, size, hidden): layers,
+            Product(rows, hidden, size): layers,
+        }
+    )
+
+
+def weight_bytes(products: Products) -> int:
+    """How many bytes the float32 weights have."""
+    return sum(number * 4 * one.inputs * one.outputs for one, number in products.items())
+
+
+def least_seconds(products: Products, bytes_per_second: float) -> float:
+    """Of all products one after the other, each as fast as it ever was, see the top of this file.
+
+    Args:
+      products: with their numbers.
+      bytes_per_second: at which memory is read.
+    """
+    return sum(
+        max(number * _fastest(one), weight_bytes(Products({one: number})) / bytes_per_second)
+        for one, number in products.items()
+    )
 
 
 def _fastest(product: Product) -> float:

@@ -41,12 +41,18 @@ class LayerCache(NamedTuple):
         slots: Int[Array, "B L"] | None,
     ) -> LayerCache:
         """The cache with new tokens in their slots, or in the first ones if `slots` is None."""
+        if slots is not None and slots.size == 1 and hardware()[0] == "cpu":
+            # XLA would make a slice's update of the only one, merge it with what reads the cache,
+            # and copy the cache for both, a tenth of a step. Another one, to a slot that there is
+            # not, which drops it, keeps XLA from that.
+            key, value = (jnp.concatenate([new, new], axis=1) for new in (key, value))
+            slots = jnp.concatenate([slots, jnp.full_like(slots, self.key.shape[2])], axis=1)
 
         def put(old: Float[Array, "B H T D"], new: Float[Array, "B L H D"]) -> Array:
             new = new.astype(old.dtype)
             if slots is None:
                 return jax.lax.dynamic_update_slice(old, new.transpose(0, 2, 1, 3), (0, 0, 0, 0))
-            return old.at[jnp.arange(len(new))[:, None], :, slots].set(new)
+            return old.at[jnp.arange(len(new))[:, None], :, slots].set(new, mode="drop")
 
         return LayerCache(put(self.key, key), put(self.value, value))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 
 import jax
@@ -190,3 +191,16 @@ def test_rows_end_at_stop_tokens_and_at_the_longest_length(make_reference, rando
         assert int(ended.lengths[row]) == expected
         assert ended.tokens[row, :expected].tolist() == tokens[:expected]
     assert 3 in ended.lengths and (ended.lengths[0] == free.tokens[0].tolist().index(stop) + 1)
+
+
+def test_steps_of_one_row_do_not_copy_the_cache(make_reference, random_prompt):
+    reference = make_reference(SHAPES["tiny"])
+    config = reference.config
+    prompt = random_prompt(config, np.random.default_rng(0), ["image", 6])
+    batch = batch_prompts([prompt], max_length=128)
+    write = jax.jit(lambda params, batch: generate(config, params, batch, LIKE_TRANSFORMERS))
+    program = write.lower(reference.params, batch).compile().as_text()
+    heads, size = config.decoder.num_heads, config.decoder.hidden_size
+    shape = f"f32[1,{heads},{batch.tokens.shape[1] + STEPS},{size // heads}]"
+    assert shape in program
+    assert not re.search(rf"= {re.escape(shape)}\S* copy\(", program)
